@@ -1,0 +1,1 @@
+"""Greenroom: a voice agent in a LiveKit room before the caller gets there."""

@@ -1,0 +1,1 @@
+"""The processes that talk: the launcher and the agents that it forks."""

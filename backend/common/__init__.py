@@ -1,0 +1,1 @@
+"""What the programs agree on, and nothing else."""

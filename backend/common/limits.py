@@ -1,0 +1,43 @@
+"""The times and counts that the Lua operations apply, as constants in front of each script."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Times and counts that the operations apply; times in milliseconds. They fit each other: change them together."""
+
+    lease: int = 6_000
+    """An agent's lease: three heartbeats of 2 s. Longer than ``sweep_gap`` + one heartbeat."""
+    confirm: int = 15_000
+    """From the claim to the agent being in the room. A burst on a small machine is slow; exits catch the dead sooner."""
+    spawn: int = 20_000
+    """From the reserved slot to the agent's arrival."""
+    stop: int = 10_000
+    """From 'end' to the exit report; longer than goodbye + kill ladder."""
+    start: int = 30_000
+    """How long a session may wait: BOT_STARTUP_TIMEOUT."""
+    line_age: int = 25_000
+    """With a head of the line older than this, new sessions are refused: they would time out."""
+    limit_margin: int = 5_000
+    """Redis' own limit comes later than the agent's, which says goodbye first."""
+    sweep_gap: int = 3_000
+    """Sweeps further apart than this prove nothing about leases. Sweeps come every second."""
+    failovers: int = 3
+    """Lost agents within ``failover_window`` that a session survives."""
+    failover_window: int = 60_000
+    record_ttl: int = 24 * 3_600_000
+    """TTL of agents' records and inboxes, renewed by heartbeats; a net, the leases do the work."""
+    unsettled_ttl: int = 7 * 24 * 3_600_000
+    """TTL of an ended session until it is settled: how long settling may fail without a loss."""
+    settled_ttl: int = 7 * 24 * 3_600_000
+    """TTL of a settled session: how long its record and its start key answer."""
+    tombstone_ttl: int = 600_000
+    """TTL of what only late duplicates ask for; longer than any command's ``expires``."""
+    event_ttl: int = 3_600_000
+    """TTL of a taken webhook's mark; longer than its signature is valid."""
+
+    @classmethod
+    def waiting_at_most(cls, seconds: int) -> "Limits":
+        """The limits of a deployment whose sessions wait at most ``seconds``; the line closes 5 s earlier."""
+        return cls(start=seconds * 1_000, line_age=(seconds - 5) * 1_000)

@@ -1,0 +1,154 @@
+-- _shared: the key names, the clock, and the steps that more than one operation takes.
+--
+-- exchange.py puts this text in front of every operation, after one line that defines
+-- LIMITS (times in ms) and PREFIX ('' or, for Redis Cluster, one hash tag for all keys).
+-- Records met on the way (the agent that is claimed) cannot be known before the call, so
+-- only the record an operation starts from is in KEYS; it is also what routes the call.
+
+local clock = redis.call('TIME')
+local now_us = clock[1] * 1000000 + clock[2]
+local now = math.floor(now_us / 1000) -- Redis is the only clock; frozen while a script runs
+
+local WARM = PREFIX .. 'pool:ready'         -- zset agent -> last heartbeat: the freshest is claimed
+local STARTING = PREFIX .. 'pool:starting'  -- set of agents that are forked or about to be
+local LINE = PREFIX .. 'session:waiting'    -- zset session -> ticket: the lowest is served
+local OPEN = PREFIX .. 'session:open'       -- zset session -> created: every session not ended
+local DEADLINES = PREFIX .. 'deadlines'     -- zset "<kind>:<id>" -> ms: all that can expire
+local UNSETTLED = PREFIX .. 'settle:due'    -- zset session -> ended: the outbox
+local ALL = PREFIX .. 'session:all'         -- zset session -> created: the list
+local ENDED = PREFIX .. 'session:ended'     -- zset session -> ended
+
+local function session_key(id) return PREFIX .. 'session:' .. id end
+local function agent_key(id) return PREFIX .. 'agent:' .. id end
+local function inbox_key(id) return PREFIX .. 'agent:' .. id .. ':inbox' end
+local function host_key(id) return PREFIX .. 'host:' .. id .. ':agents' end
+local function user_key(id) return PREFIX .. 'user:' .. id .. ':sessions' end
+local function pid_key(session_id) return PREFIX .. 'agent:' .. session_id .. ':pid' end
+
+local function get(key, field) return redis.call('HGET', key, field) or '' end
+local function due(kind, id, at) redis.call('ZADD', DEADLINES, at, kind .. ':' .. id) end
+local function not_due(kind, id) redis.call('ZREM', DEADLINES, kind .. ':' .. id) end
+
+-- A stream, not a list: reading does not remove, so a reader whose connection broke reads on.
+local function tell(agent_id, command, session_id, generation, text)
+  local inbox = inbox_key(agent_id)
+  redis.call('XADD', inbox, 'MAXLEN', 100, '*',
+    'command', command, 'session_id', session_id, 'generation', generation, 'text', text or '')
+  redis.call('PEXPIRE', inbox, LIMITS.record_ttl)
+end
+
+-- Hand an agent to a session. The agent may speak only after confirm_claim.
+local function assign(session_id, agent_id)
+  local session, generation = session_key(session_id), get(session_key(session_id), 'generation')
+  redis.call('ZREM', LINE, session_id)
+  redis.call('ZREM', WARM, agent_id)
+  not_due('waiting', session_id)
+  redis.call('HSET', session, 'state', 'assigned', 'agent_id', agent_id, 'assigned_at_ms', now)
+  redis.call('HSET', agent_key(agent_id), 'state', 'claimed',
+    'session_id', session_id, 'generation', generation)
+  due('claim', agent_id, now + LIMITS.confirm)
+  tell(agent_id, 'assign', session_id, generation)
+end
+
+-- Take an agent out of service. Its slot stays taken until it has exited or the kill ladder is over.
+local function retire(agent_id)
+  redis.call('ZREM', WARM, agent_id)
+  redis.call('SREM', STARTING, agent_id)
+  not_due('agent', agent_id)
+  not_due('claim', agent_id)
+  redis.call('HSET', agent_key(agent_id), 'state', 'stopping')
+  due('stop', agent_id, now + LIMITS.stop)
+end
+
+-- Free the slot of an agent that is no more. The record stays a while, so that late reports find it.
+local function forget_agent(agent_id)
+  local agent = agent_key(agent_id)
+  redis.call('SREM', host_key(get(agent, 'host_id')), agent_id)
+  redis.call('DEL', inbox_key(agent_id))
+  redis.call('HSET', agent, 'state', 'gone')
+  redis.call('PEXPIRE', agent, LIMITS.tombstone_ttl)
+end
+
+-- The freshest warm agent whose own room, if it has one, lives long enough for a caller to come.
+local function take_warm()
+  while true do
+    local agent_id = redis.call('ZPOPMAX', WARM)[1]
+    if not agent_id then return nil end
+    local record = redis.call('HMGET', agent_key(agent_id), 'state', 'room_until_ms')
+    if record[1] == 'warm' and (tonumber(record[2]) or math.huge) > now then return agent_id end
+    if record[1] then
+      retire(agent_id)
+      tell(agent_id, 'end', '', '')
+    end
+  end
+end
+
+-- What was talked so far, under the names and in the units that billing from outside reads.
+local function note_duration(session)
+  local figures = redis.call('HMGET', session, 'started_at_ms', 'silent_ms')
+  if not tonumber(figures[1]) then return end
+  local seconds = math.max(0, math.floor((now - figures[1] - (figures[2] or 0)) / 1000))
+  redis.call('HSET', session, 'conversationDuration', seconds, 'conversationDurationMinutes', math.ceil(seconds / 60))
+end
+
+-- End a session. The one place that does; callers have checked that it is open.
+local function finish(session_id, reason, ended_by)
+  local session = session_key(session_id)
+  local agent_id, silent_since = get(session, 'agent_id'), get(session, 'silent_since_ms')
+  if silent_since ~= '' then redis.call('HINCRBY', session, 'silent_ms', now - silent_since) end
+  redis.call('HDEL', session, 'silent_since_ms', 'room_token')
+  note_duration(session)
+  redis.call('HSET', session, 'state', 'ended', 'ended_at_ms', now, 'end_reason', reason, 'ended_by', ended_by)
+  redis.call('ZREM', LINE, session_id)
+  redis.call('ZREM', OPEN, session_id)
+  redis.call('ZADD', ENDED, now, session_id)
+  redis.call('DEL', session .. ':prompt', session .. ':turns', pid_key(session_id))
+  redis.call('SREM', user_key(get(session, 'user_id')), session_id)
+  not_due('waiting', session_id)
+  not_due('limit', session_id)
+  if agent_id ~= '' then
+    retire(agent_id)
+    tell(agent_id, 'end', session_id, get(session, 'generation'), reason)
+  end
+  redis.call('ZADD', UNSETTLED, now, session_id)
+  redis.call('PEXPIRE', session, LIMITS.unsettled_ttl)
+end
+
+-- Give a session its place in the line. A ticket is kept for life: whoever had an agent was
+-- served before all who wait, so a session that lost its agent stands at the head by itself.
+local function stand_in_line(session_id)
+  local session = session_key(session_id)
+  redis.call('HSET', session, 'state', 'waiting', 'agent_id', '')
+  redis.call('ZADD', LINE, get(session, 'ticket'), session_id)
+  -- Who never had an agent waits from the start on, however often one was lost before it could speak.
+  local from = get(session, 'started_at_ms') ~= '' and now or get(session, 'created_at_ms')
+  due('waiting', session_id, from + LIMITS.start)
+end
+
+-- Let a session that lost its agent arrive again. Too often in a short time ends it instead:
+-- a session that kills its agents must not eat the pool.
+local function arrive_again(session_id)
+  local session = session_key(session_id)
+  local window = tonumber(redis.call('HGET', session, 'failover_window_ms') or 0)
+  if now - window > LIMITS.failover_window then
+    redis.call('HSET', session, 'failover_window_ms', now, 'failovers', 0)
+  end
+  if get(session, 'started_at_ms') ~= '' then redis.call('HSETNX', session, 'silent_since_ms', now) end
+  if redis.call('HINCRBY', session, 'failovers', 1) > LIMITS.failovers then
+    redis.call('HSET', session, 'agent_id', '')
+    return finish(session_id, 'agent_lost', 'platform')
+  end
+  redis.call('HINCRBY', session, 'generation', 1)
+  local agent_id = take_warm()
+  if agent_id then return assign(session_id, agent_id) end
+  stand_in_line(session_id)
+end
+
+-- Never for a shorter time than the session lives: a late retry must find it.
+local function remember_start(key, body, session_id)
+  redis.call('HSET', key, 'body', body, 'session_id', session_id)
+  redis.call('PEXPIRE', key, get(session_key(session_id), 'longest_ms') + LIMITS.unsettled_ttl)
+end
+
+-- True if this very process (id and nonce) is the one the record speaks of.
+local function is_known(agent_id, nonce) return get(agent_key(agent_id), 'nonce') == nonce end

@@ -1,0 +1,54 @@
+-- expire_leases: act on every deadline that has passed. O(passed), whatever else is stored.
+--
+-- KEYS[1]  sweep      hash swept_at_ms, quiet_until_ms
+-- ARGV[1]  most deadlines to handle in this call
+--
+-- Returns {number handled, then for each agent to kill: agent id, host id, nonce}. Call again at
+-- once while the number equals ARGV[1]. Any number of sweepers may run.
+--
+-- After a gap between sweeps (Redis frozen or restarted, its clock stepped, all workers down) a
+-- lapsed deadline proves nothing: nobody could renew it. Then nothing expires for one lease. Only
+-- one such rest in two leases, or sweeps that are always late would never expire anything.
+
+local sweep = redis.call('HMGET', KEYS[1], 'swept_at_ms', 'quiet_until_ms')
+local swept_at, quiet_until = tonumber(sweep[1] or 0), tonumber(sweep[2] or 0)
+local was_gap = math.abs(now - swept_at) > LIMITS.sweep_gap
+if was_gap and math.abs(now - quiet_until) > LIMITS.lease then quiet_until = now + LIMITS.lease end
+redis.call('HSET', KEYS[1], 'swept_at_ms', now, 'quiet_until_ms', quiet_until)
+if now < quiet_until then return {0} end
+
+local kill = {}
+local function to_kill(agent_id)
+  kill[#kill + 1] = agent_id
+  kill[#kill + 1] = get(agent_key(agent_id), 'host_id')
+  kill[#kill + 1] = get(agent_key(agent_id), 'nonce')
+end
+
+local act = {}
+function act.agent(agent_id)
+  to_kill(agent_id)
+  retire(agent_id)
+  local session_id = get(agent_key(agent_id), 'session_id')
+  if session_id ~= '' and get(session_key(session_id), 'agent_id') == agent_id then arrive_again(session_id) end
+end
+act.claim = act.agent
+function act.waiting(session_id)
+  local has_begun = get(session_key(session_id), 'started_at_ms') ~= ''
+  finish(session_id, has_begun and 'agent_lost' or 'start_timeout', 'platform')
+end
+function act.limit(session_id) finish(session_id, 'time_limit', 'limit') end
+function act.stop(agent_id) -- told to go, and no exit was reported: its slot comes back all the same
+  to_kill(agent_id)
+  forget_agent(agent_id)
+end
+
+local passed = redis.call('ZRANGE', DEADLINES, '-inf', now, 'BYSCORE', 'LIMIT', 0, ARGV[1])
+for _, member in ipairs(passed) do
+  local kind, id = member:match('^(%a+):(.+)$')
+  local at = tonumber(redis.call('ZSCORE', DEADLINES, member)) -- an earlier one may have changed it
+  if at and at <= now then
+    not_due(kind, id)
+    act[kind](id)
+  end
+end
+return {#passed, unpack(kill)}

@@ -1,0 +1,28 @@
+-- livekit_event: take one webhook, once, and keep who is in the room by SID.
+--
+-- KEYS[1]  livekit:event:{id}     string; marks the event as taken
+-- KEYS[2]  session:{room name}
+-- ARGV[1]  session id             the room's name
+-- ARGV[2]  event                  participant_joined, participant_left, room_finished
+-- ARGV[3]  participant SID        '' for events of the room
+--
+-- Returns 'again' for an event that was taken before, 'unknown' when no session has this room, 'ended' when
+-- the event ended the session, else 'taken'. A SID that left stays left: events may come in any order.
+
+if not redis.call('SET', KEYS[1], '1', 'NX', 'PX', LIMITS.event_ttl) then return 'again' end
+if redis.call('EXISTS', KEYS[2]) == 0 then return 'unknown' end
+
+local callers = KEYS[2] .. ':callers'
+if ARGV[2] == 'participant_joined' then redis.call('HSETNX', callers, ARGV[3], 'joined') end
+if ARGV[2] == 'participant_left' then redis.call('HSET', callers, ARGV[3], 'left') end
+redis.call('PEXPIRE', callers, LIMITS.record_ttl)
+
+local state = get(KEYS[2], 'state')
+if ARGV[2] ~= 'room_finished' or state == 'ended' then return 'taken' end
+-- An agent in the room knows better why it closed, and is told in the same moment; nobody else does.
+if state ~= 'waiting' then
+  finish(ARGV[1], 'room_lost', 'platform')
+else
+  finish(ARGV[1], redis.call('EXISTS', callers) == 1 and 'caller_left' or 'nobody_came', 'caller')
+end
+return 'ended'

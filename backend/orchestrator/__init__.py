@@ -1,0 +1,1 @@
+"""Sessions, the pool, tokens and rooms: the programs api, worker and beat."""
