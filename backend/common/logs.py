@@ -34,8 +34,14 @@ def configure(settings: CommonSettings, *, program: str) -> None:
     logger.remove()
     logger.configure(extra={"program": program, "host_id": settings.host_id})
     write = _write_json if settings.log_format == "json" else _write_text
-    logger.add(write, level=settings.log_level, filter=_is_ours_or_serious, format="{message}", catch=True)
+    logger.add(write, level=settings.log_level, filter=is_ours_or_serious, format="{message}", catch=True)
     logging.basicConfig(handlers=[_ToLoguru()], level=logging.WARNING, force=True)
+
+
+def is_ours_or_serious(record: "Record") -> bool:
+    """Let through what Greenroom logs, and what libraries warn of."""
+    # Pipecat logs transcripts and prompts at DEBUG, and much else at INFO.
+    return (record["name"] or "").startswith(("backend", "tests")) or record["level"].no >= logging.WARNING
 
 
 def as_json(record: "Record") -> str:
@@ -68,11 +74,6 @@ def _write_json(message: "Message") -> None:
 
 def _write_text(message: "Message") -> None:
     print(as_text(message.record), file=sys.stderr, flush=True)  # noqa: T201  # this is where logs go
-
-
-def _is_ours_or_serious(record: "Record") -> bool:
-    # Pipecat logs transcripts and prompts at DEBUG, and much else at INFO.
-    return (record["name"] or "").startswith(("backend", "tests")) or record["level"].no >= logging.WARNING
 
 
 class _ToLoguru(logging.Handler):

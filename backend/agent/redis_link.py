@@ -1,0 +1,153 @@
+"""A launched agent's link to the rest of the product: its fence, its clock and its record in Redis."""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+
+import redis.asyncio
+from loguru import logger
+from redis.exceptions import RedisError
+
+from backend.agent import process
+from backend.agent.briefing import Command, Turn
+from backend.common import keys
+from backend.common.contract import REMEMBERED, Agent, Assignment, EndReason, Progress
+from backend.common.exchange import Call, Exchange, Reply, agent_returns, begin_session, confirm_claim, end_session
+from backend.common.settings import CommonSettings
+
+KEPT_TURNS = 200
+KEPT_TURNS_BYTES = 64 * 1024
+TURNS_TTL_SECONDS = 24 * 3_600
+"""A net: the turns are deleted when the session ends."""
+RETRY_SECONDS = 0.5
+END_SECONDS = 1.0
+"""How long an end waits for Redis; then the launcher is told instead."""
+CONFIRM_SECONDS = 20.0
+"""How long a lost connection to Redis may delay the leave to speak; then a successor has it."""
+
+
+class RedisLink:
+    """One session of one agent. Implements ``Link``."""
+
+    def __init__(self, exchange: Exchange, client: redis.asyncio.Redis, agent: Agent, settings: CommonSettings) -> None:
+        self.progress: Callable[[], Progress] = Progress
+        self.assignment: Assignment | None = None
+        self.is_over = False
+        """True once the end is decided here: what Redis says of a stopped agent is then no news."""
+        self._exchange, self._client, self._agent, self._settings = exchange, client, agent, settings
+        self._commands: asyncio.Queue[Command] = asyncio.Queue(maxsize=100)
+        self._remembered: dict[str, str] = {}
+        self._background: set[asyncio.Task[None]] = set()
+
+    def hold(self, assignment: Assignment, record: Mapping[str, str]) -> None:
+        """Take the assignment; keep what a Redis that forgets must be told."""
+        self.assignment = assignment
+        self._remembered = {name: record[name] for name in REMEMBERED if record.get(name)}
+        # Until the call begins: the caller may take a while to come, then talk as long as anyone may.
+        slack = self._settings.bot_startup_timeout_seconds + 300
+        self._write_deadline(slack + int(record["longest_ms"]) / 1000)
+
+    def put(self, command: Command) -> None:
+        """Hand a command to the bot; more than a hundred unread ones are a fault of the sender and dropped."""
+        try:
+            self._commands.put_nowait(command)
+        except asyncio.QueueFull:
+            logger.warning("a command was dropped: the inbox is full", order=command.order)
+
+    async def commands(self) -> AsyncIterator[Command]:
+        """Yield what the inbox says, until the bot returns."""
+        while True:
+            yield await self._commands.get()
+
+    async def confirm(self) -> bool:
+        """Ask for leave to speak; without an answer from Redis for 20 s it is refused."""
+        until = time.monotonic() + CONFIRM_SECONDS
+        while time.monotonic() < until:
+            try:
+                return await self._ask(confirm_claim(self._agent, self._held()))
+            except RedisError as error:
+                logger.warning("the leave to speak is delayed: Redis does not answer", error=type(error).__name__)
+                await asyncio.sleep(RETRY_SECONDS)
+        return False
+
+    async def begin(self) -> float | None:
+        """Start billed time; without Redis the call goes on, and the start is told when it answers."""
+        try:
+            return await self._begin()
+        except RedisError as error:
+            logger.warning("the start could not be stored yet", error=type(error).__name__)
+            self._in_background(self._begin_later())
+            return int(self._remembered["longest_ms"]) / 1000
+
+    async def _begin(self) -> float | None:
+        reply = await self._ask(begin_session(self._agent, self._held()))
+        if reply is None:
+            return None
+        started_at_ms, left_ms = reply
+        self._remembered["started_at_ms"] = str(started_at_ms)
+        self._write_deadline(left_ms / 1000)
+        return left_ms / 1000
+
+    async def _begin_later(self) -> None:
+        while not self.is_over:
+            await asyncio.sleep(RETRY_SECONDS)
+            try:
+                await self._begin()
+            except RedisError:
+                continue
+            return
+
+    async def record(self, turn: Turn) -> None:
+        """Keep a finished turn for a successor; a Redis that is away costs the turn, not the call."""
+        key = keys.session_turns(self._held().session_id)
+        entry = json.dumps({"role": turn.role, "text": turn.text, "interrupted": turn.interrupted})
+        if len(entry) > KEPT_TURNS_BYTES // 4:
+            return
+        try:
+            async with self._client.pipeline(transaction=False) as pipe:
+                pipe.rpush(key, entry)
+                pipe.ltrim(key, -KEPT_TURNS, -1)
+                pipe.expire(key, TURNS_TTL_SECONDS)
+                await pipe.execute()
+        except RedisError as error:
+            logger.warning("a turn was not stored", error=type(error).__name__)
+
+    async def end(self, reason: EndReason) -> None:
+        """End the session; when Redis does not answer within a second, leave the reason with the launcher."""
+        if self.is_over:
+            return
+        self.is_over = True
+        held = self._held()
+        try:
+            async with asyncio.timeout(END_SECONDS):
+                ended = await self._ask(end_session(held.session_id, reason, generation=held.generation))
+            logger.info("session ended", reason=reason, first=bool(ended and ended.is_first))
+        except (RedisError, TimeoutError):
+            process.leave_last_words(self._settings, self._agent.id, end_reason=reason)
+            logger.warning("session ended without Redis; the launcher reports it", reason=reason)
+
+    async def come_back(self) -> bool:
+        """Tell a Redis that forgot about this call; False: it is another agent's now."""
+        return await self._ask(agent_returns(self._agent, self._held(), remembered=self._remembered))
+
+    def close(self) -> None:
+        """Stop what runs behind the bot's back."""
+        for task in self._background:
+            task.cancel()
+
+    def _held(self) -> Assignment:
+        if self.assignment is None:
+            raise RuntimeError("no session is held yet")
+        return self.assignment
+
+    async def _ask(self, call: Call[Reply]) -> Reply:
+        return await self._exchange.run(self._client, call)
+
+    def _write_deadline(self, seconds: float) -> None:
+        process.write_deadline(self._settings, self._agent.id, time.time() + seconds)
+
+    def _in_background(self, work: "asyncio._CoroutineLike[None]") -> None:
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)

@@ -1,0 +1,52 @@
+"""The log of one session: a file of its own, and the last 100 lines in Redis (agent:{session}:logs)."""
+
+import os
+from collections import deque
+from typing import TYPE_CHECKING
+
+import redis.asyncio
+from loguru import logger
+
+from backend.common import keys, logs
+from backend.common.settings import CommonSettings
+
+if TYPE_CHECKING:
+    from loguru import Message
+
+KEPT_LINES = 100
+KEPT_SECONDS = 7 * 24 * 3_600
+
+
+class SessionLog:
+    """Writes every line to ``LOG_DIR/<session>.log`` at once and to Redis with the next ``flush``."""
+
+    def __init__(self, settings: CommonSettings, session_id: str) -> None:
+        self._key = keys.session_logs(session_id)
+        self._render = logs.as_json if settings.log_format == "json" else logs.as_text
+        self._unsent: deque[str] = deque(maxlen=KEPT_LINES)
+        settings.log_dir.mkdir(parents=True, exist_ok=True)
+        # A log names callers' sessions: nobody but the owner reads it.
+        descriptor = os.open(settings.log_dir / f"{session_id}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        self._file = os.fdopen(descriptor, "w", encoding="utf-8", buffering=1)
+        logger.add(
+            self._write, level=settings.log_level, filter=logs.is_ours_or_serious, format="{message}", catch=True
+        )
+
+    def _write(self, message: "Message") -> None:
+        line = self._render(message.record)
+        self._file.write(line + "\n")
+        self._unsent.append(line)
+
+    async def flush(self, client: redis.asyncio.Redis) -> None:
+        """Send the new lines to Redis; raises redis.RedisError, and then keeps them for the next time."""
+        lines = list(self._unsent)
+        if not lines:
+            return
+        async with client.pipeline(transaction=False) as pipe:
+            pipe.rpush(self._key, *lines)
+            pipe.ltrim(self._key, -KEPT_LINES, -1)
+            pipe.expire(self._key, KEPT_SECONDS)
+            await pipe.execute()
+        for _ in lines:
+            if self._unsent:
+                self._unsent.popleft()
