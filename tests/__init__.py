@@ -1,0 +1,1 @@
+"""Everything that shows Greenroom to hold what it promises."""

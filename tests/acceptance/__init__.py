@@ -1,0 +1,1 @@
+"""The whole product, as a caller and a client meet it."""

@@ -1,0 +1,1 @@
+"""Rules and settings by themselves: no server, no process."""
