@@ -57,9 +57,9 @@ class Exchange:
     def __init__(self, *, limits: Limits | None = None, prefix: str = "") -> None:
         self.prefix = prefix
         values = ", ".join(f"{name} = {value}" for name, value in asdict(limits or Limits()).items())
-        shared = f"local LIMITS, PREFIX = {{{values}}}, '{prefix}'\n{(LUA / '_shared.lua').read_text()}"
+        before = [f"local LIMITS, PREFIX = {{{values}}}, '{prefix}'", *map(Path.read_text, sorted(LUA.glob("_*.lua")))]
         names = [path.stem for path in LUA.glob("*.lua") if not path.stem.startswith("_")]
-        self.scripts = {name: f"{shared}\n{(LUA / f'{name}.lua').read_text()}" for name in names}
+        self.scripts = {name: "\n".join([*before, (LUA / f"{name}.lua").read_text()]) for name in names}
         self.digests = {
             name: hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest() for name, text in self.scripts.items()
         }
@@ -156,7 +156,7 @@ def agent_returns(agent: Agent, assignment: Assignment, *, remembered: Mapping[s
     return Call(
         operation="agent_returns",
         keys=(keys.agent(agent.id), keys.session(assignment.session_id)),
-        arguments=(agent.id, agent.nonce, agent.host_id, *work, *known),
+        arguments=(agent.id, agent.nonce, agent.host_id, *work, agent.pid, *known),
         read=bool,
     )
 

@@ -1,6 +1,6 @@
 """Every Redis key: its name, type, meaning and life, in one table.
 
-Lua builds the same names (lua/_shared.lua); a test holds the two together. ``{id}`` of the
+Lua builds the same names (lua/_names.lua); a test holds the two together. ``{id}`` of the
 two ``agent:{id}:...`` keys marked so is the *session's* id: the names are older than agents.
 """
 

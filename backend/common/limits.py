@@ -10,7 +10,7 @@ class Limits:
     lease: int = 6_000
     """An agent's lease: three heartbeats of 2 s. Longer than ``sweep_gap`` + one heartbeat."""
     confirm: int = 15_000
-    """From the claim to the agent being in the room. A burst on a small machine is slow; exits catch the dead sooner."""
+    """From the claim to the agent being in the room. A burst on a small machine is slow; exits are seen sooner."""
     spawn: int = 20_000
     """From the reserved slot to the agent's arrival."""
     stop: int = 10_000

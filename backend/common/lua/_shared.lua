@@ -1,33 +1,8 @@
--- _shared: the key names, the clock, and the steps that more than one operation takes.
+-- _shared: the steps that more than one operation takes.
 --
--- exchange.py puts this text in front of every operation, after one line that defines
--- LIMITS (times in ms) and PREFIX ('' or, for Redis Cluster, one hash tag for all keys).
+-- exchange.py puts this text, after _names, in front of every operation.
 -- Records met on the way (the agent that is claimed) cannot be known before the call, so
 -- only the record an operation starts from is in KEYS; it is also what routes the call.
-
-local clock = redis.call('TIME')
-local now_us = clock[1] * 1000000 + clock[2]
-local now = math.floor(now_us / 1000) -- Redis is the only clock; frozen while a script runs
-
-local WARM = PREFIX .. 'pool:ready'         -- zset agent -> last heartbeat: the freshest is claimed
-local STARTING = PREFIX .. 'pool:starting'  -- set of agents that are forked or about to be
-local LINE = PREFIX .. 'session:waiting'    -- zset session -> ticket: the lowest is served
-local OPEN = PREFIX .. 'session:open'       -- zset session -> created: every session not ended
-local DEADLINES = PREFIX .. 'deadlines'     -- zset "<kind>:<id>" -> ms: all that can expire
-local UNSETTLED = PREFIX .. 'settle:due'    -- zset session -> ended: the outbox
-local ALL = PREFIX .. 'session:all'         -- zset session -> created: the list
-local ENDED = PREFIX .. 'session:ended'     -- zset session -> ended
-
-local function session_key(id) return PREFIX .. 'session:' .. id end
-local function agent_key(id) return PREFIX .. 'agent:' .. id end
-local function inbox_key(id) return PREFIX .. 'agent:' .. id .. ':inbox' end
-local function host_key(id) return PREFIX .. 'host:' .. id .. ':agents' end
-local function user_key(id) return PREFIX .. 'user:' .. id .. ':sessions' end
-local function pid_key(session_id) return PREFIX .. 'agent:' .. session_id .. ':pid' end
-
-local function get(key, field) return redis.call('HGET', key, field) or '' end
-local function due(kind, id, at) redis.call('ZADD', DEADLINES, at, kind .. ':' .. id) end
-local function not_due(kind, id) redis.call('ZREM', DEADLINES, kind .. ':' .. id) end
 
 -- A stream, not a list: reading does not remove, so a reader whose connection broke reads on.
 local function tell(agent_id, command, session_id, generation, text)
@@ -56,6 +31,7 @@ local function retire(agent_id)
   redis.call('SREM', STARTING, agent_id)
   not_due('agent', agent_id)
   not_due('claim', agent_id)
+  redis.call('HDEL', agent_key(agent_id), 'room_token')
   redis.call('HSET', agent_key(agent_id), 'state', 'stopping')
   due('stop', agent_id, now + LIMITS.stop)
 end
@@ -86,18 +62,33 @@ end
 -- What was talked so far, under the names and in the units that billing from outside reads.
 local function note_duration(session)
   local figures = redis.call('HMGET', session, 'started_at_ms', 'silent_ms')
-  if not tonumber(figures[1]) then return end
-  local seconds = math.max(0, math.floor((now - figures[1] - (figures[2] or 0)) / 1000))
+  local started_at = tonumber(figures[1])
+  local seconds = started_at and math.max(0, math.floor((now - started_at - (figures[2] or 0)) / 1000)) or 0
+  if started_at then redis.call('HSET', session, 'conversationStartTime', math.floor(started_at / 1000)) end
   redis.call('HSET', session, 'conversationDuration', seconds, 'conversationDurationMinutes', math.ceil(seconds / 60))
+end
+
+-- The caller hears an agent again, or never will: what passed since the last one fell silent is not billed.
+local function end_silence(session)
+  local since = get(session, 'silent_since_ms')
+  if since == '' then return end
+  redis.call('HINCRBY', session, 'silent_ms', now - since)
+  redis.call('HDEL', session, 'silent_since_ms')
+end
+
+-- Where the session's agent runs, for people and for tools outside.
+local function note_process(session_id, host_id, pid)
+  redis.call('HSET', session_key(session_id), 'host_id', host_id, 'agent_pid', pid)
+  redis.call('SET', pid_key(session_id), pid, 'PX', LIMITS.record_ttl)
 end
 
 -- End a session. The one place that does; callers have checked that it is open.
 local function finish(session_id, reason, ended_by)
   local session = session_key(session_id)
-  local agent_id, silent_since = get(session, 'agent_id'), get(session, 'silent_since_ms')
-  if silent_since ~= '' then redis.call('HINCRBY', session, 'silent_ms', now - silent_since) end
-  redis.call('HDEL', session, 'silent_since_ms', 'room_token')
+  local agent_id = get(session, 'agent_id')
+  end_silence(session)
   note_duration(session)
+  redis.call('HDEL', session, 'room_token')
   redis.call('HSET', session, 'state', 'ended', 'ended_at_ms', now, 'end_reason', reason, 'ended_by', ended_by)
   redis.call('ZREM', LINE, session_id)
   redis.call('ZREM', OPEN, session_id)

@@ -13,7 +13,7 @@ if record[2] ~= ARGV[2] or record[3] ~= ARGV[3] or record[1] == 'ended' then ret
 if get(agent_key(ARGV[2]), 'state') ~= 'busy' then return false end
 if tonumber(record[4]) then return {0, tonumber(record[4]), math.max(0, record[4] + record[5] - now)} end
 
-redis.call('HSET', KEYS[1], 'state', 'live', 'started_at_ms', now,
-  'conversationStartTime', math.floor(now / 1000), 'conversationDuration', 0, 'conversationDurationMinutes', 0)
+redis.call('HSET', KEYS[1], 'state', 'live', 'started_at_ms', now)
+note_duration(KEYS[1])
 due('limit', ARGV[1], now + record[5] + LIMITS.limit_margin)
 return {1, now, tonumber(record[5])}

@@ -18,5 +18,5 @@ if is_first then
   finish(ARGV[1], ARGV[2], ARGV[3])
 end
 local figures = redis.call('HMGET', KEYS[1], 'started_at_ms', 'ended_at_ms', 'silent_ms')
-return {is_first and 1 or 0, tonumber(figures[1] or 0), tonumber(figures[2]), tonumber(figures[3]),
+return {is_first and 1 or 0, tonumber(figures[1] or 0), tonumber(figures[2]), tonumber(figures[3] or 0),
   get(KEYS[1], 'agent_id')}

@@ -19,7 +19,7 @@ redis.call('PEXPIRE', callers, LIMITS.record_ttl)
 
 local state = get(KEYS[2], 'state')
 if ARGV[2] ~= 'room_finished' or state == 'ended' then return 'taken' end
--- An agent in the room knows better why it closed, and is told in the same moment; nobody else does.
+-- A session that has an agent lost its room under it. One that waits for an agent lost its caller.
 if state ~= 'waiting' then
   finish(ARGV[1], 'room_lost', 'platform')
 else

@@ -9,8 +9,7 @@
 -- ARGV[5]  most unended sessions of this user
 -- ARGV[6]  longest session, ms
 -- ARGV[7]  hash of the request body; needed with KEYS[2]
--- ARGV[8]  not after            ms of Redis' clock, or ''. A frozen Redis runs what it was sent when it
---                               thaws, also what the API has long answered with 503
+-- ARGV[8]  not after            ms of Redis' clock, or '': a frozen Redis runs what it was sent when it thaws
 -- ARGV[9]  number of the arguments that follow and belong to the record
 -- ARGV[10..] further fields of the record, then those of session:{id}:prompt (field, value, ...)
 --
@@ -21,10 +20,8 @@ if ARGV[8] ~= '' and now > tonumber(ARGV[8]) then return {'refused', 'late'} end
 if KEYS[2] then
   local start = redis.call('HMGET', KEYS[2], 'body', 'session_id')
   if start[1] and start[1] ~= ARGV[7] then return {'conflict'} end
-  local session = start[2] and session_key(start[2])
-  if session and redis.call('EXISTS', session) == 1 then
-    return {'again', start[2], get(session, 'state'), get(session, 'agent_id')}
-  end
+  local state = start[2] and get(session_key(start[2]), 'state') or ''
+  if state ~= '' then return {'again', start[2], state, get(session_key(start[2]), 'agent_id')} end
 end
 
 if redis.call('ZCARD', OPEN) >= tonumber(ARGV[4]) then return {'refused', 'fleet'} end
@@ -38,10 +35,9 @@ local ticket = math.max(now_us, (tonumber(last) or 0) + 1)
 
 -- Warm agents and a waiting line never exist at once, so nobody is overtaken here.
 local agent_id = take_warm()
-local room = agent_id and get(agent_key(agent_id), 'room') or ''
 local id, token = ARGV[1], ARGV[3]
+local room = agent_id and get(agent_key(agent_id), 'room') or ''
 if room ~= '' then id, token = room, get(agent_key(agent_id), 'room_token') end
-
 local session = session_key(id)
 redis.call('HSET', session, 'generation', 1, 'ticket', ticket, 'user_id', ARGV[2],
   'room_token', token, 'longest_ms', ARGV[6], 'created_at_ms', now, 'silent_ms', 0)
