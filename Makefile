@@ -1,0 +1,54 @@
+# Two commands matter: `make run` and `make test`. Everything they need is fetched into .venv and .run.
+
+.DEFAULT_GOAL := help
+.PHONY: help run test check format lock mutants clean
+
+# The first Python that is new enough and really works: version managers leave commands that only print an error.
+WORKS := import sys, ensurepip, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
+CANDIDATES = $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
+FOUND = $(firstword $(foreach name,$(CANDIDATES),$(shell $(name) -c '$(WORKS)' 2>/dev/null && echo $(name))))
+SETUP = $(or $(FOUND),$(error None of "$(CANDIDATES)" is a Python 3.11, 3.12 or 3.13 with venv (Debian: apt install python3 python3-venv); PYTHON=/path/to/python names another))
+
+# Each line that runs long is one exec: make then hands SIGTERM to the program itself, not to a shell that forgets it.
+
+help: ## Show this list
+	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' $(MAKEFILE_LIST)
+
+run: ## Start Greenroom in the foreground; Ctrl-C stops all of it (PORT=8000)
+	@exec $(SETUP) -m backend.local.setup run
+	@exec .venv/bin/python -m backend.local
+
+test: ## Run every test; ARGS="..." goes to pytest
+	@exec $(SETUP) -m backend.local.setup test
+	@exec .venv/bin/python -m backend.local.livekit
+	@exec .venv/bin/python -m pytest $(ARGS)
+
+check: ## Check format, style, types, imports, lengths and documentation
+	@exec $(SETUP) -m backend.local.setup check
+	@.venv/bin/ruff format --check --quiet
+	@.venv/bin/ruff check --quiet
+	@.venv/bin/mypy
+	@.venv/bin/lint-imports --no-timings
+	@.venv/bin/python -m pytest -q tests/unit/test_conventions.py
+
+format: ## Format the code and mend what ruff can mend
+	@exec $(SETUP) -m backend.local.setup check
+	@.venv/bin/ruff check --fix --quiet
+	@.venv/bin/ruff format
+
+mutants: ## Break each Redis operation on purpose and see that a test notices
+	@exec $(SETUP) -m backend.local.setup test
+	@exec .venv/bin/python -m tests.mutants
+
+# Wants uv. Versions that are locked stay unless a requirement forbids them; ARGS=--upgrade lifts all.
+COMPILE = uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate $(ARGS)
+
+lock: ## Write the lock files from pyproject.toml
+	$(COMPILE) --extra demo --extra embedded --output-file requirements.lock pyproject.toml
+	$(COMPILE) --group dev --constraint requirements.lock --output-file requirements-dev.lock
+	$(COMPILE) --group tools --output-file requirements-tools.lock
+	npm install --prefix backend/orchestrator/page --package-lock-only --ignore-scripts --omit-lockfile-registry-resolved
+
+clean: ## Remove all that make fetched and all state; stop Greenroom first
+	rm -rf .venv .run .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache backend/orchestrator/page/node_modules
+	find backend tests -name __pycache__ -type d -prune -exec rm -rf {} +
