@@ -208,9 +208,22 @@ class Sweep:
 
 
 REMEMBERED = (
-    "user_id ticket created_at_ms started_at_ms longest_ms silent_ms room_token start_key start_body "
-    "user_name voice_id caller_identity owner metadata"
-).split()
+    "user_id",
+    "user",
+    "user_name",
+    "voice_id",
+    "caller_identity",
+    "owner",
+    "metadata",
+    "ticket",
+    "created_at_ms",
+    "started_at_ms",
+    "longest_ms",
+    "silent_ms",
+    "room_token",
+    "start_key",
+    "start_body",
+)
 """Fields of ``session:{id}`` that an agent keeps, to give them back to a Redis that forgot."""
 
 

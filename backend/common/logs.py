@@ -30,7 +30,7 @@ def redact(text: str) -> str:
 
 
 def configure(settings: CommonSettings, *, program: str) -> None:
-    """Send this process' logs, loguru's and the standard library's, to standard error. Call once, after a fork again."""
+    """Send this process' logs, and its libraries', to standard error. Call once, after a fork again."""
     logger.remove()
     logger.configure(extra={"program": program, "host_id": settings.host_id})
     write = _write_json if settings.log_format == "json" else _write_text

@@ -202,6 +202,12 @@ class ApiSettings(OrchestratorSettings):
         "MAX_SESSIONS_PER_USER", "most sessions of one user at a time", 100, ge=1, le=100_000
     )
 
+    @model_validator(mode="after")
+    def _keys_guard_the_network(self) -> "ApiSettings":
+        if self.host and not self.api_keys and self.host not in ("127.0.0.1", "localhost", "::1"):
+            raise ValueError(f"HOST={self.host} without API_KEYS would let anyone start calls: set API_KEYS")
+        return self
+
     @property
     def bind_address(self) -> str:
         """Without keys anyone who reaches the port may start calls: then only this machine."""

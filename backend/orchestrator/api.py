@@ -1,0 +1,229 @@
+"""The REST API. ``python -m backend.orchestrator.api`` serves it; ``create_app`` makes it for tests."""
+
+import socket
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Annotated, Any, Literal
+
+import uvicorn
+from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request, Response
+from fastapi.responses import JSONResponse
+from loguru import logger
+
+from backend.common import logs
+from backend.common.settings import ApiSettings, read
+from backend.orchestrator import lifecycle, views
+from backend.orchestrator.auth import COOKIE, Client, Doorkeeper
+from backend.orchestrator.broker import make_app
+from backend.orchestrator.errors import InvalidRequestError, UnauthorizedError
+from backend.orchestrator.house import House, open_house
+from backend.orchestrator.schemas import (
+    EndRequest,
+    EndResponse,
+    SessionList,
+    SessionView,
+    StartRequest,
+    StartResponse,
+    TokenRequest,
+    TokenResponse,
+    error_responses,
+)
+from backend.orchestrator.web import Limits, add_error_answers, add_files
+
+DESCRIPTION = """A voice agent in a LiveKit room before the caller gets there.
+
+Start a session, join `serverUrl` with `token`, talk, end it. With `API_KEYS` set every call needs
+`Authorization: Bearer <key>`. The session paths answer under `/api` as well as under `/orchestrator`.
+"""
+MESSAGES = {
+    "waiting": "Session created. An agent is coming.",
+    "assigned": "Session created. An agent is with you.",
+    "live": "The session is running.",
+    "ended": "The session has ended.",
+}
+GRACEFUL_SECONDS = 3
+"""For requests that are under way when the program is told to stop; none takes longer."""
+
+
+def the_house(request: Request) -> House:
+    """The collaborators of this process."""
+    house: House = request.app.state.house
+    return house
+
+
+def the_client(request: Request) -> Client:
+    """Who calls. Raises: UnauthorizedError"""
+    doorkeeper: Doorkeeper = request.app.state.doorkeeper
+    return doorkeeper.admit(request.headers.get("Authorization"), request.cookies.get(COOKIE))
+
+
+def a_trusted_client(client: Annotated[Client, Depends(the_client)]) -> Client:
+    """Who may see everything. Raises: UnauthorizedError for the page's visitors"""
+    if not client.is_trusted:
+        raise UnauthorizedError("Send an API key: 'Authorization: Bearer <key>'")
+    return client
+
+
+TheHouse = Annotated[House, Depends(the_house)]
+TheClient = Annotated[Client, Depends(the_client)]
+TrustedClient = Annotated[Client, Depends(a_trusted_client)]
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        alias="Idempotency-Key",
+        min_length=1,
+        max_length=200,
+        description="Draw one per call you mean to place: a repeated request then gives the same session.",
+    ),
+]
+
+sessions = APIRouter(tags=["sessions"])
+others = APIRouter()
+
+
+@sessions.post("/session/start", response_model=StartResponse, responses=error_responses(401, 409, 413, 422, 429, 503))
+async def start(
+    body: StartRequest, house: TheHouse, client: TheClient, request: Request, key: IdempotencyKey = None
+) -> StartResponse:
+    """Start a session: the way into its room, with an agent in it or on its way."""
+    started = await lifecycle.start_session(house, client, body, key)
+    settings: ApiSettings = request.app.state.settings
+    return StartResponse(
+        session_id=started.session_id,
+        token=started.token,
+        server_url=settings.public_url,
+        room_name=started.session_id,
+        message=MESSAGES[started.state],
+        status=started.state.value,
+    )
+
+
+@sessions.post("/session/end", response_model=EndResponse, responses=error_responses(401, 404, 422, 503))
+async def end(body: EndRequest, house: TheHouse, client: TheClient) -> EndResponse:
+    """End a session. The figures are final, and the same in every later answer."""
+    ended = await lifecycle.end_by_client(house, client, body.session_id)
+    return views.end_view(body.session_id, ended)
+
+
+@sessions.get("/session/{session_id}", response_model=SessionView, responses=error_responses(401, 404, 503))
+async def show(session_id: str, house: TheHouse, client: TheClient) -> SessionView:
+    """Show one session; ended ones for 7 days."""
+    record = await lifecycle.find_session(house, client, session_id)
+    return views.session_view(session_id, record, await house.store.now_ms())
+
+
+@sessions.get("/sessions", response_model=SessionList, responses=error_responses(401, 422, 503))
+async def list_sessions(
+    house: TheHouse,
+    _: TrustedClient,
+    status: Literal["waiting", "assigned", "live", "ended"] | None = None,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    cursor: Annotated[str | None, Query(max_length=200)] = None,
+) -> SessionList:
+    """List sessions, newest first; ended ones for 7 days."""
+    try:
+        rows, following = await house.store.sessions(state=status, limit=limit, cursor=cursor)
+    except ValueError as error:
+        raise InvalidRequestError(str(error)) from None
+    now_ms = await house.store.now_ms()
+    return SessionList(sessions=[views.session_view(*row, now_ms) for row in rows], next_cursor=following)
+
+
+@others.post(
+    "/api/token", response_model=TokenResponse, tags=["sessions"], responses=error_responses(401, 403, 404, 422, 503)
+)
+async def token(body: TokenRequest, house: TheHouse, client: TheClient, request: Request) -> TokenResponse:
+    """Give the caller of an unended session a fresh way in. It never makes a session."""
+    settings: ApiSettings = request.app.state.settings
+    fresh = await lifecycle.come_back(house, client, body.session_id, body.user_id)
+    return TokenResponse(token=fresh, url=settings.public_url)
+
+
+@others.post("/livekit/webhook", tags=["LiveKit"], responses=error_responses(401, 413, 503))
+async def webhook(house: TheHouse, request: Request, authorization: Annotated[str, Header()] = "") -> dict[str, bool]:
+    """Take an event of the LiveKit server: a JWT that holds the hash of the raw body. Not for clients."""
+    try:
+        text = (await request.body()).decode()
+    except UnicodeDecodeError:
+        raise UnauthorizedError("This webhook is not signed by our LiveKit server") from None
+    await lifecycle.hear_livekit(house, text, authorization)
+    return {"success": True}
+
+
+@others.get("/health", tags=["operation"], responses={503: {"description": "No call can be started"}})
+async def health(house: TheHouse) -> Response:
+    """Tell whether a call can be started (200) or not (503), and the state of each part."""
+    is_well, report = await views.health(house)
+    return JSONResponse(report, status_code=200 if is_well else 503)
+
+
+@others.get("/livez", tags=["operation"])
+async def livez() -> dict[str, str]:
+    """Tell that this process answers. Do not restart it because Redis is away: it comes back by itself."""
+    return {"status": "ok"}
+
+
+@others.get("/stats", tags=["operation"], responses=error_responses(401, 503))
+async def stats(house: TheHouse, _: TrustedClient) -> dict[str, Any]:
+    """Show the whole fleet: sessions, agents, pool, line, hosts, Redis, queues."""
+    return await views.stats(house)
+
+
+def create_app(settings: ApiSettings) -> FastAPI:
+    """Make the application; its connections are opened when it starts to serve."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        app.state.house = open_house(settings, make_app(settings))
+        yield
+        await app.state.house.close()
+
+    app = FastAPI(
+        title="Greenroom",
+        version="1.0",
+        description=DESCRIPTION,
+        docs_url=None,
+        redoc_url=None,
+        lifespan=lifespan,
+    )
+    app.state.settings = settings
+    app.state.doorkeeper = Doorkeeper(settings)
+    app.include_router(sessions, prefix="/orchestrator")
+    app.include_router(sessions, prefix="/api", include_in_schema=False)
+    app.include_router(others)
+    add_error_answers(app)
+    add_files(app, settings, app.state.doorkeeper)
+    app.add_middleware(Limits)
+    return app
+
+
+def main() -> None:
+    """Serve until told to stop."""
+    settings = read(ApiSettings)
+    logs.configure(settings, program="api")
+    if settings.python_script_path:
+        logger.warning("PYTHON_SCRIPT_PATH is ignored: agents are forked from the launcher, no script is started")
+    if not settings.api_keys:
+        logger.warning("API_KEYS is not set: anyone on this machine may start calls, and nobody else can reach the API")
+    config = uvicorn.Config(
+        create_app(settings),
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=GRACEFUL_SECONDS,
+    )
+    uvicorn.Server(config).run(sockets=[_bind(settings)])
+
+
+def _bind(settings: ApiSettings) -> socket.socket:
+    try:
+        return socket.create_server((settings.bind_address, settings.port), backlog=2048)
+    except OSError as error:
+        reason = f"PORT {settings.port} on {settings.bind_address} cannot be bound: {error.strerror}"
+        print(f"{reason}. Stop what listens there, or set PORT", file=sys.stderr)  # noqa: T201  # the one line
+        raise SystemExit(1) from None
+
+
+if __name__ == "__main__":
+    main()

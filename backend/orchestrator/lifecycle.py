@@ -1,0 +1,300 @@
+"""The way of a call, in the order of events: start, come back, what LiveKit says, end, sweep, refill, settle.
+
+In between, the agent does its part through the exchange: it arrives, confirms its claim, begins
+the session, beats, and ends it (backend/agent/standby.py). Losing an agent is no case of its own:
+the launcher's report lets the session arrive again, in one step.
+"""
+
+import asyncio
+import json
+from dataclasses import dataclass
+
+from loguru import logger
+
+from backend.common.contract import (
+    AGENT_IDENTITY,
+    AgentState,
+    Arrival,
+    End,
+    EndReason,
+    Outcome,
+    SessionState,
+    Start,
+)
+from backend.common.exchange import (
+    end_session,
+    expire_leases,
+    livekit_event,
+    reserve_spawns,
+    session_arrives,
+    session_settled,
+)
+from backend.orchestrator import placement, pool, session
+from backend.orchestrator.auth import Client
+from backend.orchestrator.errors import (
+    ForbiddenError,
+    InvalidRequestError,
+    KeyReusedError,
+    UnavailableError,
+    UnknownSessionError,
+)
+from backend.orchestrator.house import House
+from backend.orchestrator.schemas import StartRequest
+
+ARRIVAL_SECONDS = 1.0
+ARRIVAL_MARGIN_MS = 250
+"""For the answer's way back: what Redis does in the last moment must not be answered with 503."""
+SWEEP_STEP = 25
+SETTLE_STEP = 100
+ROOM_KEPT_MS = 10_000
+"""How long a room outlives its session for the agent's goodbye, when no exit is reported."""
+DEFAULT_VOICE = "Ashley"
+LIVEKIT_EVENTS = ("participant_joined", "participant_left", "room_finished")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Started:
+    """A session and its caller's way in; the token is None once the session ended."""
+
+    session_id: str
+    state: SessionState
+    token: str | None
+
+
+# -- start -------------------------------------------------------------------------------------
+
+
+async def start_session(house: House, client: Client, request: StartRequest, key: str | None) -> Started:
+    """Give the caller a session and, when one is warm, an agent.
+
+    Raises: InvalidRequestError, KeyReusedError, FullError, UnavailableError
+    """
+    start = await _plan(house, client, request, key)
+    await house.rooms.create(start.proposed_id)  # before the claim: the agent is on its way the moment it is claimed
+    session_id = ""
+    try:
+        arrival = await _arrive(house, start)
+        session_id = arrival.session_id
+    finally:
+        if session_id != start.proposed_id:
+            house.in_background(house.rooms.delete(start.proposed_id))
+    if arrival.outcome is Outcome.AGAIN:
+        return await _repeat(house, session_id)
+    house.commands.refill_soon()
+    logger.info("session started", session_id=session_id, state=arrival.state, agent_id=arrival.agent_id)
+    token = house.rooms.caller_token(session_id, start.record["caller_identity"], start.record["user_name"])
+    return Started(session_id=session_id, state=SessionState(arrival.state), token=token)
+
+
+async def _plan(house: House, client: Client, request: StartRequest, key: str | None) -> Start:
+    try:
+        longest_ms = session.longest_ms(request.max_duration_seconds, house.settings.session_timeout_ms)
+    except ValueError as error:
+        raise InvalidRequestError(str(error)) from None
+    user = request.user_id or request.user_name
+    user_id = f"{client.scope}/{user}" if client.scope else user
+    texts = await _texts(house, client, request, user_id)
+    now_ms = await house.store.now_ms()
+    proposed_id = session.new_session_id(now_ms)
+    return Start(
+        proposed_id=proposed_id,
+        user_id=user_id,
+        room_token=house.rooms.agent_token(proposed_id),
+        longest_ms=longest_ms,
+        fleet_ceiling=await house.store.capacity() + house.max_waiting,
+        user_ceiling=house.max_sessions_per_user,
+        start_key=session.start_key(client.page or client.scope, key),
+        body_hash=session.body_hash(request.model_dump()),
+        not_after_ms=now_ms + int(ARRIVAL_SECONDS * 1000) - ARRIVAL_MARGIN_MS,
+        record={
+            "user": user,
+            "user_name": request.user_name,
+            "voice_id": texts.pop("voice_id"),
+            "caller_identity": session.new_caller_identity(),
+            "owner": client.page,
+            "metadata": json.dumps(request.metadata or {}),
+        },
+        prompt=texts,
+    )
+
+
+async def _texts(house: House, client: Client, request: StartRequest, user_id: str) -> dict[str, str]:
+    """Voice, opening line and prompt: what is asked for, else what this user had last, else our own."""
+    asked = {
+        name: value
+        for name in ("voice_id", "opening_line", "system_prompt")
+        if (value := getattr(request, name)) is not None
+    }
+    if client.page:  # whoever opens the page may call themselves anything
+        kept = {}
+    else:
+        kept = await house.store.user_config(user_id)
+        if asked:
+            await house.store.keep_user_config(user_id, asked)
+    return {"voice_id": DEFAULT_VOICE, "opening_line": "", "system_prompt": ""} | kept | asked
+
+
+async def _arrive(house: House, start: Start) -> Arrival:
+    try:
+        async with asyncio.timeout(ARRIVAL_SECONDS):
+            arrival = await house.run(session_arrives(start))
+    except TimeoutError:
+        raise UnavailableError("Redis does not answer: try again in a few seconds", retry_after_seconds=5) from None
+    if arrival.outcome is Outcome.CONFLICT:
+        raise KeyReusedError("This Idempotency-Key was used with another body: draw a new key for a new session")
+    if arrival.outcome is Outcome.REFUSED:
+        raise pool.refusal(arrival.full)
+    return arrival
+
+
+async def _repeat(house: House, session_id: str) -> Started:
+    record = await house.store.session(session_id)
+    state = SessionState(record["state"])
+    if state is SessionState.ENDED:
+        return Started(session_id=session_id, state=state, token=None)
+    token = house.rooms.caller_token(session_id, record["caller_identity"], record["user_name"])
+    return Started(session_id=session_id, state=state, token=token)
+
+
+# -- come back, look, list ---------------------------------------------------------------------
+
+
+async def find_session(house: House, client: Client, session_id: str) -> dict[str, str]:
+    """The session's record.
+
+    Raises: UnknownSessionError, also for a session of somebody else's page
+    """
+    record = await house.store.session(session_id)
+    if not record or not (client.is_trusted or record.get("owner") == client.page):
+        raise UnknownSessionError(f"No session {session_id[:100]}: it never was, or ended more than 7 days ago.")
+    return record
+
+
+async def come_back(house: House, client: Client, session_id: str, user: str) -> str:
+    """Give the caller of an unended session a fresh token.
+
+    Raises: UnknownSessionError, ForbiddenError, UnavailableError
+    """
+    record = await find_session(house, client, session_id)
+    if record["state"] == SessionState.ENDED:
+        raise UnknownSessionError(f"Session {session_id} has ended: start a new one")
+    if record["user"] != user:
+        raise ForbiddenError(f"Session {session_id} is another user's: send the userId it was started with")
+    await house.rooms.create(session_id)  # it is there, unless LiveKit was restarted
+    return house.rooms.caller_token(session_id, record["caller_identity"], record["user_name"])
+
+
+# -- what LiveKit says -------------------------------------------------------------------------
+
+
+async def hear_livekit(house: House, body: str, token: str) -> None:
+    """Take one webhook, once. What we do not act on is not stored either.
+
+    Raises: UnauthorizedError for any doubt; redis.RedisError when it could not be stored
+    """
+    event = house.rooms.verify(body, token)
+    person = event.participant
+    if event.event not in LIVEKIT_EVENTS or person.identity == AGENT_IDENTITY:
+        return
+    call = livekit_event(event.id, session_id=event.room.name, event=event.event, participant_sid=person.sid)
+    if await house.run(call) == "ended":
+        logger.info("session ended with its room", session_id=event.room.name)
+
+
+# -- end ---------------------------------------------------------------------------------------
+
+
+async def end_by_client(house: House, client: Client, session_id: str) -> End:
+    """End a session; the figures are final, and the same in every later answer.
+
+    Raises: UnknownSessionError
+    """
+    await find_session(house, client, session_id)
+    end = await house.run(end_session(session_id, EndReason.CLIENT_END))
+    if end is None:
+        raise UnknownSessionError(f"No session {session_id}: it ended more than 7 days ago.")
+    if end.is_first:
+        logger.info("session ended", session_id=session_id, reason=EndReason.CLIENT_END)
+    return end
+
+
+# -- sweep: what expired -----------------------------------------------------------------------
+
+
+async def sweep(house: House) -> int:
+    """Act on every deadline that has passed; returns how many. Any number of sweeps may run."""
+    handled = 0
+    while True:
+        swept = await house.run(expire_leases(most=SWEEP_STEP))
+        handled += swept.handled
+        for agent in swept.kill:
+            logger.warning("agent silent for too long", agent_id=agent.id, host_id=agent.host_id)
+            await house.commands.kill(agent.host_id, agent.id, agent.nonce)
+        if swept.handled < SWEEP_STEP:
+            return handled
+
+
+# -- refill: agents to come --------------------------------------------------------------------
+
+
+async def refill(house: House) -> int:
+    """Reserve the agents that are missing and let their hosts start them; returns how many."""
+    hosts, line = await house.store.hosts(), await house.store.line()
+    target = pool.wanted_warm(house.settings.prewarm_pool_size, len(hosts))
+    wanted = pool.missing(target=target, waiting=line.waiting, warm=line.warm, starting=line.starting)
+    if not wanted:
+        return 0
+    vacancies = [
+        placement.Vacancy(host_id=host.id, free=host.free, at_once=pool.at_once(host.cores, host.starting))
+        for host in hosts
+    ]
+    capacities = {host.id: host.capacity for host in hosts}
+    started = 0
+    for host_id, most in placement.spread(wanted, vacancies).items():
+        base = f"a_{await house.store.now_ms()}_{session.short_id()}"
+        call = reserve_spawns(host_id, capacity=capacities[host_id], target=target, most=most, base=base)
+        for agent_id in await house.run(call):
+            await house.commands.spawn(host_id, agent_id)
+            started += 1
+    return started
+
+
+# -- settle: what it came to -------------------------------------------------------------------
+
+
+async def settle(house: House) -> int:
+    """Account for ended sessions whose agent is gone, and delete their rooms; returns how many.
+
+    The account is the session's record, kept 7 days.
+    """
+    settled = 0
+    for session_id in await house.store.unsettled(SETTLE_STEP):
+        try:
+            settled += await _settle_one(house, session_id)
+        except UnavailableError:
+            logger.warning("a room could not be deleted yet", session_id=session_id)
+    return settled
+
+
+async def _settle_one(house: House, session_id: str) -> bool:
+    record = await house.store.session(session_id)
+    if not await _is_over(house, record):
+        return False
+    await house.rooms.delete(session_id)
+    if not await house.run(session_settled(session_id)):
+        return False
+    logger.info(
+        "session settled",
+        session_id=session_id,
+        reason=record.get("end_reason"),
+        seconds=record.get("conversationDuration"),
+    )
+    return True
+
+
+async def _is_over(house: House, record: dict[str, str]) -> bool:
+    """Whether nobody says goodbye in the room any more."""
+    agent_id = record.get("agent_id")
+    if not agent_id or await house.store.agent_state(agent_id) in ("", AgentState.GONE):
+        return True
+    return await house.store.now_ms() > int(record["ended_at_ms"]) + ROOM_KEPT_MS

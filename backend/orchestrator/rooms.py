@@ -1,0 +1,156 @@
+"""LiveKit: tokens, and rooms made and deleted by us. Every call has a timeout and a bounded retry."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
+
+import aiohttp
+from livekit import api
+from loguru import logger
+
+from backend.common.contract import AGENT_IDENTITY
+from backend.common.settings import OrchestratorSettings
+from backend.orchestrator.errors import UnauthorizedError, UnavailableError
+
+Reply = TypeVar("Reply")
+
+CALL_SECONDS = 1.0
+"""One try. The server itself gives up after 2 s; it answers in 2-4 ms when it is well."""
+TRIES = 2
+PAUSE_SECONDS = 0.1
+CALLER_TOKEN = timedelta(seconds=120)
+"""Long enough to ask for the microphone; LiveKit renews the token of who has joined."""
+EMPTY_TIMEOUT_SECONDS = 300
+"""A room that nobody joined closes by itself; a lone agent does not stop this clock."""
+DEPARTURE_TIMEOUT_SECONDS = 20
+"""The caller's 10 s to come back, and 10."""
+AGENT_TOKEN_SLACK = timedelta(minutes=10)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoomInfo:
+    """One room of this deployment."""
+
+    name: str
+    created_at_seconds: int
+
+
+class Rooms:
+    """The LiveKit server of this deployment. Make it inside a running loop; ``close`` it there."""
+
+    def __init__(self, settings: OrchestratorSettings) -> None:
+        self._key = settings.livekit_api_key
+        self._secret = settings.livekit_api_secret.get_secret_value()
+        self._longest = timedelta(milliseconds=settings.session_timeout_ms)
+        self._metadata = json.dumps({"greenroom": settings.deployment_id})
+        self._service = api.LiveKitAPI(settings.livekit_url, self._key, self._secret)
+        self._webhooks = api.WebhookReceiver(api.TokenVerifier(self._key, self._secret))
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._service.aclose()
+
+    def caller_token(self, session_id: str, identity: str, name: str) -> str:
+        """For one caller: this room, the microphone, typed messages; nothing else."""
+        grants = api.VideoGrants(
+            room_join=True,
+            room=session_id,
+            can_publish=True,
+            can_publish_sources=["microphone"],
+            can_subscribe=True,
+            can_publish_data=True,
+            can_update_own_metadata=False,
+        )
+        return self._token(identity, grants).with_name(name).with_ttl(CALLER_TOKEN).to_jwt()
+
+    def agent_token(self, session_id: str) -> str:
+        """For the session's agents, one after the other: it outlives the session, so that a successor can join."""
+        grants = api.VideoGrants(
+            room_join=True,
+            room=session_id,
+            can_publish=True,
+            can_publish_sources=["microphone"],
+            can_subscribe=True,
+            can_publish_data=True,
+            can_update_own_metadata=True,
+        )
+        token = self._token(AGENT_IDENTITY, grants).with_kind("agent")
+        return token.with_ttl(self._longest + AGENT_TOKEN_SLACK).to_jwt()
+
+    def verify(self, body: str, token: str) -> api.WebhookEvent:
+        """Read a webhook that LiveKit signed: the token holds the hash of these very bytes.
+
+        Raises: UnauthorizedError for any doubt
+        """
+        try:
+            event: api.WebhookEvent = self._webhooks.receive(body, token)
+        except Exception as error:  # the library raises Exception itself, PyJWT's and protobuf's errors
+            logger.warning("a webhook was refused", error=type(error).__name__)
+            raise UnauthorizedError("This webhook is not signed by our LiveKit server") from None
+        return event
+
+    async def create(self, session_id: str) -> None:
+        """Make the session's room; one that exists stays as it is.
+
+        Raises: UnavailableError when LiveKit does not do it in time.
+        """
+        request = api.CreateRoomRequest(
+            name=session_id,
+            empty_timeout=EMPTY_TIMEOUT_SECONDS,
+            departure_timeout=DEPARTURE_TIMEOUT_SECONDS,
+            metadata=self._metadata,
+        )
+        await self._ask(lambda: self._service.room.create_room(request))
+
+    async def delete(self, session_id: str) -> None:
+        """Close the session's room and put everyone out; none there is success.
+
+        Raises: UnavailableError when LiveKit does not do it in time.
+        """
+        try:
+            await self._ask(lambda: self._service.room.delete_room(api.DeleteRoomRequest(room=session_id)))
+        except api.ServerError:
+            return  # not_found: it is gone, which is what was wanted
+
+    async def list_ours(self) -> list[RoomInfo]:
+        """Every room of this deployment.
+
+        Raises: UnavailableError when LiveKit does not answer in time.
+        """
+        reply = await self._ask(lambda: self._service.room.list_rooms(api.ListRoomsRequest()))
+        ours = [room for room in reply.rooms if room.metadata == self._metadata]
+        return [RoomInfo(name=room.name, created_at_seconds=room.creation_time) for room in ours]
+
+    async def ping(self) -> None:
+        """Return when LiveKit answers and accepts our key.
+
+        Raises: UnavailableError
+        """
+        request = api.ListRoomsRequest(names=["-"])  # no such room: the shortest answer
+        await self._ask(lambda: self._service.room.list_rooms(request))
+
+    def _token(self, identity: str, grants: api.VideoGrants) -> api.AccessToken:
+        return api.AccessToken(self._key, self._secret).with_identity(identity).with_grants(grants)
+
+    async def _ask(self, call: Callable[[], Awaitable[Reply]]) -> Reply:
+        for tries_left in reversed(range(TRIES)):
+            try:
+                # The library's own timeout= does nothing (1.2.2), so the bound is here.
+                async with asyncio.timeout(CALL_SECONDS):
+                    return await call()
+            except api.ServerError as error:
+                if error.code == "not_found":
+                    raise
+                if error.status < 500:
+                    logger.error("LiveKit refuses us: check LIVEKIT_API_KEY and LIVEKIT_API_SECRET", code=error.code)
+                    raise UnavailableError("LiveKit refuses this server's key: tell its operator") from None
+                fault: Exception = error
+            except (TimeoutError, aiohttp.ClientError, OSError) as error:
+                fault = error
+            if tries_left:
+                await asyncio.sleep(PAUSE_SECONDS)
+        logger.warning("LiveKit does not answer", error=type(fault).__name__)
+        raise UnavailableError("LiveKit does not answer: try again in a few seconds", retry_after_seconds=5)

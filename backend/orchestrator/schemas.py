@@ -1,0 +1,246 @@
+"""What goes in and out of the REST API, in camelCase, with an example for every call."""
+
+import json
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
+from pydantic.alias_generators import to_camel
+
+NAME_LENGTH = 100
+OPENING_LENGTH = 500
+PROMPT_LENGTH = 32_768
+METADATA_BYTES = 4_096
+
+EXAMPLE_ID = "session_1762018728198_9f2c4e6a8b0d1f35"
+
+
+# A lone surrogate is no character: no store and no voice could take it.
+_NOT_TEXT = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
+_NOT_LINE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+
+def _is_text(value: str) -> str:
+    if _NOT_TEXT.search(value):
+        raise ValueError("leave out control characters and lone surrogates")
+    return value
+
+
+def _is_line(value: str) -> str:
+    if _NOT_LINE.search(value):
+        raise ValueError("leave out control characters, line breaks and lone surrogates")
+    if not value.strip():
+        raise ValueError("must not be blank")
+    return value
+
+
+def _is_small(value: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    try:
+        text = json.dumps(value, ensure_ascii=False)
+        size = len(text.encode())
+    except (UnicodeEncodeError, RecursionError):
+        raise ValueError("must be plain JSON without lone surrogates") from None
+    if size > METADATA_BYTES:
+        raise ValueError(f"has {size} bytes as JSON: keep it under {METADATA_BYTES}")
+    return value
+
+
+Name = Annotated[str, Field(min_length=1, max_length=NAME_LENGTH), AfterValidator(_is_line)]
+Text = Annotated[str, AfterValidator(_is_text)]
+SessionId = Annotated[str, Field(min_length=1, max_length=NAME_LENGTH), AfterValidator(_is_line)]
+
+
+class Schema(BaseModel):
+    """camelCase outside, unknown fields refused."""
+
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="forbid", strict=True)
+
+
+class StartRequest(Schema):
+    """Start a session."""
+
+    user_name: Name = Field(description="who calls; shown in the room")
+    voice_id: Name | None = Field(None, description="the voice; else the user's last one, else Ashley")
+    opening_line: Annotated[Text, Field(max_length=OPENING_LENGTH)] | None = Field(None, description="spoken first")
+    system_prompt: Annotated[Text, Field(max_length=PROMPT_LENGTH)] | None = Field(None, description="who the agent is")
+    user_id: Name | None = Field(None, description="your id of the user; else userName. Needed to come back")
+    max_duration_seconds: int | None = Field(None, ge=1, description="ends the call; at most SESSION_TIMEOUT")
+    metadata: Annotated[dict[str, JsonValue], AfterValidator(_is_small)] | None = Field(
+        None, description="kept with the session's record, at most 4 KiB"
+    )
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                "userName": "user_456",
+                "voiceId": "Ashley",
+                "openingLine": "Hello! Welcome!",
+                "systemPrompt": "You are a technical support agent. Give clear, step-by-step instructions.",
+                "maxDurationSeconds": 600,
+            }
+        }
+    )
+
+
+class StartResponse(Schema):
+    """A session and the caller's way into its room."""
+
+    success: bool = True
+    session_id: str
+    token: str | None = Field(description="join serverUrl with it within 120 s; null once the session ended")
+    server_url: str
+    room_name: str
+    message: str
+    status: Literal["waiting", "assigned", "live", "ended"]
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                "success": True,
+                "sessionId": EXAMPLE_ID,
+                "token": "<token>",
+                "serverUrl": "wss://livekit.example.com",
+                "roomName": EXAMPLE_ID,
+                "message": "An agent is with you.",
+                "status": "assigned",
+            }
+        }
+    )
+
+
+class EndRequest(Schema):
+    """End a session."""
+
+    session_id: SessionId
+
+    model_config = ConfigDict(json_schema_extra={"example": {"sessionId": EXAMPLE_ID}})
+
+
+class EndDetails(BaseModel):
+    """The figures of an ended session, the same in every answer. Names as the first version of this API had them."""
+
+    session_id: str
+    celery_task_revoked: bool = Field(description="no task can act for this session any more")
+    process_killed: bool = Field(description="its agent, if any, was told to go and is watched until it is gone")
+    redis_cleaned: bool = Field(description="it is out of the line and of the open sessions")
+    duration_seconds: int = Field(serialization_alias="durationSeconds")
+    duration_minutes: int = Field(serialization_alias="durationMinutes", description="begun minutes")
+    errors: list[str] = []
+
+
+class EndResponse(Schema):
+    """What the end came to."""
+
+    success: bool = True
+    message: str
+    details: EndDetails
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                "success": True,
+                "message": f"Session {EXAMPLE_ID} ended",
+                "details": {
+                    "session_id": EXAMPLE_ID,
+                    "celery_task_revoked": True,
+                    "process_killed": True,
+                    "redis_cleaned": True,
+                    "durationSeconds": 125,
+                    "durationMinutes": 3,
+                    "errors": [],
+                },
+            }
+        }
+    )
+
+
+class SessionView(Schema):
+    """One session; null where not yet."""
+
+    session_id: str
+    room_name: str
+    status: Literal["waiting", "assigned", "live", "ended"]
+    user_name: str
+    voice_id: str
+    agent_id: str | None
+    agent_pid: int | None
+    host_id: str | None
+    generation: int = Field(description="1, and one more for each agent that was lost")
+    created_at: str
+    started_at: str | None = Field(description="when the caller could hear the agent")
+    ended_at: str | None
+    end_reason: str | None
+    ended_by: Literal["caller", "client", "agent", "limit", "platform"] | None
+    duration_seconds: int | None
+    duration_minutes: int | None
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                "sessionId": EXAMPLE_ID,
+                "roomName": EXAMPLE_ID,
+                "status": "ended",
+                "userName": "user_456",
+                "voiceId": "Ashley",
+                "agentId": "a_1762018727911_5d1f_1",
+                "agentPid": 4711,
+                "hostId": "host-1",
+                "generation": 1,
+                "createdAt": "2025-11-01T17:38:48.198Z",
+                "startedAt": "2025-11-01T17:38:48.631Z",
+                "endedAt": "2025-11-01T17:40:53.702Z",
+                "endReason": "client_end",
+                "endedBy": "client",
+                "durationSeconds": 125,
+                "durationMinutes": 3,
+            }
+        }
+    )
+
+
+class SessionList(Schema):
+    """A page of sessions, newest first."""
+
+    sessions: list[SessionView]
+    next_cursor: str | None = Field(description="pass it as cursor for the next page; null at the end")
+
+
+class TokenRequest(Schema):
+    """Come back into one's own session."""
+
+    session_id: SessionId
+    user_id: Name
+
+    model_config = ConfigDict(json_schema_extra={"example": {"sessionId": EXAMPLE_ID, "userId": "user_456"}})
+
+
+class TokenResponse(Schema):
+    """A fresh way into the session's room."""
+
+    token: str
+    url: str
+
+    model_config = ConfigDict(json_schema_extra={"example": {"token": "<token>", "url": "wss://livekit.example.com"}})
+
+
+class ErrorResponse(BaseModel):
+    """Every error looks like this."""
+
+    success: Literal[False] = False
+    error: str = Field(description="a code for programs")
+    detail: str = Field(description="a sentence for people, with what to do")
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                "success": False,
+                "error": "session_not_found",
+                "detail": f"No session {EXAMPLE_ID}: it never was, or ended more than 7 days ago.",
+            }
+        }
+    )
+
+
+def error_responses(*codes: int) -> dict[int | str, dict[str, Any]]:
+    """What FastAPI's ``responses=`` takes, for these status codes."""
+    return {code: {"model": ErrorResponse} for code in codes}

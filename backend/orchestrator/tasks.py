@@ -1,0 +1,136 @@
+"""The Celery tasks: each enters a use case through the one event loop of its process."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from celery.signals import worker_process_shutdown, worker_shutdown
+from loguru import logger
+from redis.exceptions import RedisError
+
+from backend.common.contract import Agent, Ask
+from backend.common.exchange import agent_exited
+from backend.common.launcher_socket import LauncherError, ask
+from backend.orchestrator import lifecycle, upkeep
+from backend.orchestrator.celery_app import app, settings
+from backend.orchestrator.errors import GreenroomError
+from backend.orchestrator.house import House, open_house
+
+Work = Callable[[House], Awaitable[object]]
+
+TASK_SECONDS = 8.0
+"""Under Celery's own soft limit, so that it is the loop that stops and nothing is left half open."""
+LAUNCHER_SECONDS = 3.0
+REFILL_PASSES = 8
+REFILL_PAUSE_SECONDS = 0.1
+"""A burst is served by several passes a second: only so many agents may start at once."""
+
+
+@dataclass
+class _Process:
+    """This process' loop and collaborators; made after Celery forked it."""
+
+    loop: asyncio.AbstractEventLoop | None = None
+    house: House | None = None
+
+
+_process = _Process()
+
+
+def _run(work: Work) -> None:
+    """Do ``work(house)`` in this process' loop; an outage is logged, the next tick tries again."""
+    if _process.loop is None:
+        _process.loop = asyncio.new_event_loop()
+    try:
+        _process.loop.run_until_complete(_bounded(work))
+    except (RedisError, GreenroomError, LauncherError, TimeoutError) as error:
+        logger.warning("task given up until the next time", error=f"{type(error).__name__}: {error}"[:200])
+
+
+async def _bounded(work: Work) -> None:
+    if _process.house is None:
+        _process.house = open_house(settings, app)
+    async with asyncio.timeout(TASK_SECONDS):
+        await work(_process.house)
+
+
+@worker_process_shutdown.connect
+def _close(**_: Any) -> None:
+    if _process.loop and _process.house:
+        _process.loop.run_until_complete(_process.house.close())
+
+
+@worker_shutdown.connect
+def _close_down(**_: Any) -> None:
+    # In the worker's main process, after its children: what they cannot do any more.
+    _run(_leave_nothing)
+
+
+async def _leave_nothing(house: House) -> None:
+    await upkeep.close_down(house)
+    while await lifecycle.settle(house):
+        pass
+
+
+@app.task(name="greenroom.sweep")
+def sweep() -> None:
+    """Act on what expired."""
+    _run(lifecycle.sweep)
+
+
+@app.task(name="greenroom.settle")
+def settle() -> None:
+    """Account for ended sessions."""
+    _run(lifecycle.settle)
+
+
+@app.task(name="greenroom.reconcile")
+def reconcile() -> None:
+    """Compare our rooms with our sessions."""
+    _run(upkeep.reconcile)
+
+
+@app.task(name="greenroom.prune")
+def prune() -> None:
+    """Forget what is too old."""
+    _run(upkeep.prune)
+
+
+@app.task(name="greenroom.refill")
+def refill() -> None:
+    """Start the agents that are missing."""
+    _run(_refill_while_somebody_waits)
+
+
+async def _refill_while_somebody_waits(house: House) -> None:
+    for _ in range(REFILL_PASSES):
+        await lifecycle.refill(house)
+        if not (await house.store.line()).waiting:
+            return
+        await asyncio.sleep(REFILL_PAUSE_SECONDS)
+
+
+@app.task(name="greenroom.spawn")
+def spawn(agent_id: str) -> None:
+    """Let this host's launcher start an agent. (With agents in rooms: make the room and its token here.)"""
+    _run(lambda house: _spawn(house, agent_id))
+
+
+async def _spawn(house: House, agent_id: str) -> None:
+    try:
+        await _ask_launcher({"do": Ask.SPAWN, "agent_id": agent_id, "room": "", "room_token": ""})
+    except LauncherError as error:
+        logger.warning("agent not started", agent_id=agent_id, error=str(error)[:200])
+        # Its slot comes back now, not when the reservation lapses.
+        await house.run(agent_exited(Agent(id=agent_id, nonce="", host_id=settings.host_id), exit_code=None))
+
+
+@app.task(name="greenroom.kill")
+def kill(agent_id: str, nonce: str) -> None:
+    """Let this host's launcher end this very process."""
+    _run(lambda _: _ask_launcher({"do": Ask.KILL, "agent_id": agent_id, "nonce": nonce}))
+
+
+async def _ask_launcher(request: dict[str, Any]) -> None:
+    await ask(settings.launcher_socket, request, timeout_seconds=LAUNCHER_SECONDS)

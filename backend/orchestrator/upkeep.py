@@ -1,0 +1,60 @@
+"""What is put right now and then: rooms without a session, sessions without a room, what is too old."""
+
+import time
+
+from loguru import logger
+
+from backend.common.contract import EndReason, SessionState
+from backend.common.exchange import end_session
+from backend.orchestrator.house import House
+
+YOUNG_SECONDS = 60
+"""A room or session this young may be in the making: webhooks and Redis may be behind."""
+
+
+async def reconcile(house: House) -> int:
+    """Delete our rooms that no open session has, end open sessions whose room is gone; returns how many.
+
+    LiveKit's webhooks are best effort: what they missed is found here.
+    """
+    if await house.store.is_resting(house.limits.lease):
+        return 0  # a Redis that forgot learns of its sessions from their agents first
+    rooms = await house.rooms.list_ours()
+    open_sessions = await house.store.open_sessions()
+    before = time.time() - YOUNG_SECONDS
+    orphans = [room.name for room in rooms if room.created_at_seconds < before and room.name not in open_sessions]
+    present = {room.name for room in rooms}
+    lost = [name for name, at_ms in open_sessions.items() if at_ms / 1000 < before and name not in present]
+    for session_id in orphans:
+        logger.warning("room without a session deleted", session_id=session_id)
+        await house.rooms.delete(session_id)
+    for session_id in lost:
+        logger.warning("session without a room ended", session_id=session_id)
+        await house.run(end_session(session_id, EndReason.ROOM_LOST))
+    return len(orphans) + len(lost)
+
+
+async def prune(house: House) -> list[str]:
+    """Forget what is too old; returns the hosts that were given up."""
+    lost = await house.store.prune()
+    for host_id in lost:
+        logger.warning("host given up: unheard for an hour", host_id=host_id)
+        await house.commands.forget_host(host_id)
+    return lost
+
+
+async def close_down(house: House) -> int:
+    """When the last host has gone, end the sessions that wait for one, and delete every room; returns how many ended.
+
+    Called as a worker stops: after a stop of the whole product no room is left behind.
+    """
+    if await house.store.hosts():
+        return 0
+    waiting = [
+        session_id
+        for session_id in await house.store.open_sessions()
+        if (await house.store.session(session_id)).get("state") == SessionState.WAITING
+    ]
+    for session_id in waiting:
+        await house.run(end_session(session_id, EndReason.SHUTDOWN))
+    return len(waiting)

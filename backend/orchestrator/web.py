@@ -1,0 +1,189 @@
+"""What surrounds every request: limits, headers, errors in one shape, and the files of the page."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse
+from loguru import logger
+from redis.exceptions import RedisError
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from backend.common.settings import ApiSettings
+from backend.orchestrator.auth import COOKIE, COOKIE_SECONDS, Doorkeeper
+from backend.orchestrator.errors import BodyTooLargeError, GreenroomError, InvalidRequestError, UnavailableError
+
+BODY_BYTES = 64 * 1024
+PAGE = Path(__file__).parent / "page"
+_SWAGGER = "node_modules/swagger-ui-dist"
+FILES = {
+    "greenroom.css": "greenroom.css",
+    "greenroom.js": "greenroom.js",
+    "docs.js": "docs.js",
+    "livekit-client.umd.js": "node_modules/livekit-client/dist/livekit-client.umd.js",
+    "swagger-ui.css": f"{_SWAGGER}/swagger-ui.css",
+    "swagger-ui-bundle.js": f"{_SWAGGER}/swagger-ui-bundle.js",
+}
+HEADERS = {
+    b"x-content-type-options": b"nosniff",
+    b"referrer-policy": b"no-referrer",
+    b"x-frame-options": b"DENY",
+    b"cache-control": b"no-store",
+    b"content-security-policy": b"default-src 'none'; frame-ancestors 'none'",
+}
+
+
+class Limits:
+    """Refuses bodies over 64 KiB as they come, and puts the security headers on every answer."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        seen = 0
+
+        async def receive_some() -> Message:
+            nonlocal seen
+            message = await receive()
+            seen += len(message.get("body", b""))
+            if seen > BODY_BYTES:
+                raise _TooLarge
+            return message
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                present = {name.lower() for name, _ in message["headers"]}
+                added = [(name, value) for name, value in HEADERS.items() if name not in present]
+                message["headers"] = [*message["headers"], *added]
+            await send(message)
+
+        try:
+            await self._app(scope, receive_some, send_with_headers)
+        except _TooLarge:
+            answer = _answer(BodyTooLargeError("The body is larger than 64 KiB: send less"))
+            await answer(scope, receive, send_with_headers)
+
+
+class _TooLarge(HTTPException):
+    def __init__(self) -> None:
+        super().__init__(413)
+
+
+def add_error_answers(app: FastAPI) -> None:
+    """Answer every error as ``{"success": false, "error", "detail"}``, and none with a stack."""
+
+    async def expected(_: Request, error: Exception) -> Response:
+        return _answer(error if isinstance(error, GreenroomError) else GreenroomError("Something went wrong"))
+
+    async def redis_is_away(_: Request, error: Exception) -> Response:
+        logger.warning("Redis does not answer", error=type(error).__name__)
+        return _answer(UnavailableError("Redis does not answer: try again in a few seconds", retry_after_seconds=5))
+
+    async def invalid(_: Request, error: Exception) -> Response:
+        problems = error.errors() if isinstance(error, RequestValidationError) else []
+        return _answer(InvalidRequestError("; ".join(_explain(problem) for problem in problems[:10])))
+
+    async def http(_: Request, error: Exception) -> Response:
+        status = error.status_code if isinstance(error, HTTPException) else 500
+        headers = dict(error.headers or {}) if isinstance(error, HTTPException) else {}
+        code, detail = _HTTP.get(status, ("request_refused", "This request cannot be served: see /docs"))
+        return _json(status, code, detail, headers)
+
+    async def unexpected(request: Request, error: Exception) -> Response:
+        logger.opt(exception=error).error("request failed", path=request.url.path)
+        return _json(500, "internal_error", "Something went wrong here; it was logged. Try again.", {})
+
+    app.add_exception_handler(GreenroomError, expected)
+    app.add_exception_handler(RedisError, redis_is_away)
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(HTTPException, http)
+    app.add_exception_handler(Exception, unexpected)
+
+
+_HTTP = {
+    400: ("invalid_json", "The body is not JSON: send a JSON object with 'Content-Type: application/json'"),
+    404: ("not_found", "There is nothing at this path: see /docs"),
+    405: ("method_not_allowed", "This path takes another method: see /docs"),
+    413: (BodyTooLargeError.code, "The body is larger than 64 KiB: send less"),
+}
+
+
+def _explain(problem: Mapping[str, object]) -> str:
+    """One problem in words, without the value that was sent: it may be a prompt."""
+    location = problem["loc"]
+    where = ".".join(str(part) for part in location[1:]) if isinstance(location, tuple) else ""
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    if problem["type"] == "json_invalid":
+        return "The body is not valid JSON"
+    if problem["type"] == "extra_forbidden":
+        return f"{where[:100]!a} is not a field of this request: leave it out"
+    if problem["type"] == "missing":
+        return f"{where or 'body'} is missing: send it"
+    return f"{where or 'body'}: {message[:1].lower()}{message[1:]}"
+
+
+def _answer(error: GreenroomError) -> JSONResponse:
+    headers = {}
+    if error.retry_after_seconds is not None:
+        headers["Retry-After"] = str(error.retry_after_seconds)
+    if error.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    return _json(error.status, error.code, str(error), headers)
+
+
+def _json(status: int, code: str, detail: str, headers: dict[str, str]) -> JSONResponse:
+    # ASCII only: a detail may quote what was sent, also halves of characters.
+    content = json.loads(json.dumps({"success": False, "error": code, "detail": detail}))
+    return JSONResponse(content, status_code=status, headers=headers)
+
+
+def add_files(app: FastAPI, settings: ApiSettings, doorkeeper: Doorkeeper) -> None:
+    """Serve the API's documentation, and the page unless it is off."""
+
+    async def docs() -> Response:
+        # Swagger's own style sheet is joined by styles that its script sets.
+        return _page("docs.html", "script-src 'self'; style-src 'self' 'unsafe-inline'; connect-src 'self'")
+
+    async def index(request: Request) -> Response:
+        answer = _page("index.html", _page_policy(settings.public_url))
+        if not doorkeeper.read_cookie(request.cookies.get(COOKIE, "")):
+            answer.set_cookie(
+                COOKIE,
+                doorkeeper.new_cookie(),
+                max_age=COOKIE_SECONDS,
+                httponly=True,
+                samesite="strict",
+                secure=request.url.scheme == "https",
+            )
+        return answer
+
+    async def file(name: str) -> Response:
+        path = PAGE / FILES[name] if name in FILES else None
+        if path is None or not path.is_file():
+            raise HTTPException(404)
+        return FileResponse(path, headers={"Cache-Control": "no-cache"})
+
+    app.add_api_route("/docs", docs, include_in_schema=False)
+    app.add_api_route("/page/{name}", file, include_in_schema=False)
+    if settings.has_page:
+        app.add_api_route("/", index, include_in_schema=False)
+
+
+def _page(name: str, policy: str) -> FileResponse:
+    base = "default-src 'none'; img-src 'self' data:; base-uri 'none'; form-action 'self'; frame-ancestors 'none'; "
+    return FileResponse(PAGE / name, headers={"Content-Security-Policy": base + policy, "Cache-Control": "no-cache"})
+
+
+def _page_policy(livekit_url: str) -> str:
+    host = urlsplit(livekit_url).netloc
+    secure = "s" if urlsplit(livekit_url).scheme in ("wss", "https") else ""
+    livekit = f"ws{secure}://{host} http{secure}://{host}"
+    return f"script-src 'self'; style-src 'self'; connect-src 'self' {livekit}; media-src 'self' blob:"
