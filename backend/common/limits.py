@@ -39,5 +39,5 @@ class Limits:
 
     @classmethod
     def waiting_at_most(cls, seconds: int) -> "Limits":
-        """The limits of a deployment whose sessions wait at most ``seconds``; the line closes 5 s earlier."""
-        return cls(start=seconds * 1_000, line_age=(seconds - 5) * 1_000)
+        """The limits of a deployment whose sessions wait at most ``seconds``; the line closes after 5/6 of that."""
+        return cls(start=seconds * 1_000, line_age=seconds * 5_000 // 6)

@@ -73,7 +73,7 @@ class CommonSettings(BaseSettings):
         "LOG_LEVEL", "least level that is logged", "INFO"
     )
     bot_startup_timeout_seconds: int = variable(
-        "BOT_STARTUP_TIMEOUT", "seconds a session may wait for an agent", 30, ge=6, le=600
+        "BOT_STARTUP_TIMEOUT", "seconds a session may wait for an agent", 30, ge=1, le=600
     )
     session_timeout_ms: int = variable(
         "SESSION_TIMEOUT", "longest session, milliseconds", 1_800_000, ge=1_000, le=24 * 3_600_000
