@@ -88,7 +88,6 @@ def test_waiting_says_what_it_waited_for_and_what_it_saw_last() -> None:
         wait_until(lambda: 0, timeout=0.02, what="the door opens")
 
 
-@pytest.mark.asyncio
 async def test_waiting_takes_a_coroutine_too() -> None:
     answers = iter([0, 0, 7])
 
