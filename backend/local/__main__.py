@@ -33,6 +33,7 @@ WATCH_SECONDS = 0.5
 def main() -> None:
     """Run this host until a signal comes."""
     settings = read(LocalSettings)
+    os.umask(0o077)  # logs, sockets and state are for this user only
     run_dir = settings.run_dir.absolute()
     run_dir.mkdir(parents=True, exist_ok=True)
     run_dir.chmod(0o700)

@@ -66,10 +66,12 @@ def redis_config(folder: Path, *, port: int, password: str) -> str:
             f"port {port}",
             f"requirepass {password}",
             f'dir "{folder}"',
+            'save ""',
             "appendonly yes",
             "appendfsync everysec",
             "maxmemory-policy noeviction",
-            "daemonize no",
+            # A title is written over the environment, by which what is left behind is found.
+            "set-proc-title no",
             "",
         )
     )

@@ -8,7 +8,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 QUIET_SECONDS = 2.0
@@ -27,7 +27,9 @@ class StepFailedError(Exception):
 
 def say(line: str) -> None:
     """Print one line for the person who waits."""
-    print(line, flush=True)  # noqa: T201  # this is a command line program's face
+    # A terminal that was closed must not keep us from stopping what runs.
+    with suppress(OSError):
+        print(line, flush=True)  # noqa: T201  # this is a command line program's face
 
 
 @contextmanager
