@@ -26,19 +26,14 @@ const END_REASONS = {
 
 const AGENT_WORDS = { initializing: "Getting ready", listening: "Listening", thinking: "Thinking", speaking: "Speaking" };
 
-const MICROPHONE_WORDS = {
-  asking: "Waiting for the microphone",
-  on: "Microphone on",
-  muted: "Muted",
-  none: "No microphone",
-};
+const MICROPHONE_WORDS = { asking: "Asking for the mic", on: "Mic on", muted: "Muted", none: "No mic" };
 
 const MICROPHONE_PROBLEMS = {
-  NotAllowedError: "The microphone was refused. Allow it for this page in your browser, then press “Use microphone”. Until then you can type.",
-  NotFoundError: "No microphone was found. Plug one in and press “Use microphone”, or type.",
-  NotReadableError: "The microphone is in use by another program. Close it and press “Use microphone”, or type.",
+  NotAllowedError: "The microphone was refused. Allow it in your browser and press “Use mic”, or type.",
+  NotFoundError: "No microphone was found. Plug one in and press “Use mic”, or type.",
+  NotReadableError: "Another program uses the microphone. Close it and press “Use mic”, or type.",
   insecure: "Browsers allow the microphone only on https or on this machine itself. You can type.",
-  other: "The microphone could not be used. Press “Use microphone” to try again, or type.",
+  other: "The microphone could not be used. Press “Use mic” to try again, or type.",
 };
 
 const byId = (id) => document.getElementById(id);
@@ -60,7 +55,9 @@ const freshCall = () => ({
 
 const state = {
   view: "lobby", // lobby, call, closing
+  isBusy: false, // the house was asked for a session or a token
   call: freshCall(),
+  openCall: null, // {sessionId, userName} of a call that one can return to
   closing: { title: "", reason: "", duration: "", canReturn: false },
   unanswered: null, // a start whose answer was lost: the same key again gives the same session
 };
@@ -103,39 +100,35 @@ async function askForSession(body) {
   }
 }
 
+// Not crypto.randomUUID: it exists only on https and on this machine itself.
 function randomKey() {
-  // crypto.randomUUID exists only on https and on this machine itself.
-  if (crypto.randomUUID) return crypto.randomUUID();
   return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
 // --- Starting, returning, ending -----------------------------------------------------------------------------------
 
+const typed = (id) => byId(id).value.trim() || undefined; // JSON leaves out what is undefined
+
 function wishes() {
-  const wish = { userName: byId("name").value.trim(), voiceId: byId("voice").value };
-  const openingLine = byId("opening").value.trim();
-  const systemPrompt = byId("prompt").value.trim();
-  if (openingLine) wish.openingLine = openingLine;
-  if (systemPrompt) wish.systemPrompt = systemPrompt;
-  return wish;
+  return { userName: typed("name"), voiceId: typed("voice"), openingLine: typed("opening"), systemPrompt: typed("prompt") };
 }
 
 async function start(event) {
   event.preventDefault();
   const wish = wishes();
-  byId("name").value = wish.userName;
+  byId("name").value = wish.userName ?? ""; // without blanks, so that a name of blanks counts as none
   if (!byId("start-form").reportValidity()) return;
-  remember(localStorage, "greenroom.name", wish.userName);
+  withStorage(() => localStorage.setItem("greenroom.name", wish.userName));
   await whileBusy(async () => {
     const answer = await askForSession(wish);
     if (!answer.token) throw new Refusal("That call has already ended. Press Start for a new one.");
-    remember(sessionStorage, "greenroom.call", JSON.stringify({ sessionId: answer.sessionId, userName: wish.userName }));
+    setOpenCall({ sessionId: answer.sessionId, userName: wish.userName });
     await join(answer.sessionId, answer.serverUrl, answer.token);
   });
 }
 
 async function returnToCall() {
-  const { sessionId, userName } = openCall();
+  const { sessionId, userName } = state.openCall;
   await whileBusy(async () => {
     const { token, url } = await ask("/api/token", { sessionId, userId: userName });
     const { startedAt } = await lookUp(sessionId);
@@ -144,23 +137,22 @@ async function returnToCall() {
 }
 
 async function whileBusy(work) {
-  const buttons = [byId("start"), byId("return"), byId("resume")];
-  buttons.forEach((button) => (button.disabled = true));
-  byId("problem").hidden = true;
+  if (state.isBusy) return;
+  state.isBusy = true;
   openAudio();
+  showProblem("");
   try {
     await work();
   } catch (problem) {
     showProblem(problem instanceof Refusal ? problem.message : "The service did not answer. Check your connection and try again.");
-  } finally {
-    buttons.forEach((button) => (button.disabled = false));
   }
+  state.isBusy = false;
+  render();
 }
 
 function showProblem(words) {
-  if (state.view === "closing") state.closing.reason = words;
-  else byId("problem").textContent = words;
-  byId("problem").hidden = state.view !== "lobby";
+  if (state.view === "closing" && words) state.closing.reason = words;
+  else setText("problem", words);
   render();
 }
 
@@ -176,16 +168,22 @@ async function join(sessionId, url, token, heardSince = null) {
   try {
     await room.connect(url, token);
   } catch (error) {
-    await close({ title: "The call could not be connected", reason: connectWords(error), canReturn: true });
+    await notConnected(call, error);
     return;
   }
   call.connection = "connected";
   render();
 }
 
+async function notConnected(call, { reason, status }) {
+  if (await closeIfEnded(call)) return;
+  const isClosed = status === 401 || status === 404; // the token is too old, or there is no such room
+  await close({ title: "The call could not be connected", reason: connectWords(reason, isClosed), canReturn: !isClosed });
+}
+
 // The library's own message can contain the token, so only its codes are used.
-function connectWords({ reason, status }) {
-  if (status === 401 || status === 404) return "This call is no longer open. Please start a new one.";
+function connectWords(reason, isClosed) {
+  if (isClosed) return "This call is no longer open. Please start a new one.";
   if (reason === ConnectionErrorReason.WebSocket) return "The room is full, or the media server had a fault.";
   if (reason === ConnectionErrorReason.Timeout) return "The media server did not answer in time.";
   return "The media server could not be reached from your network.";
@@ -193,6 +191,7 @@ function connectWords({ reason, status }) {
 
 async function end() {
   const { call } = state;
+  if (call.isEnding) return;
   call.isEnding = true;
   render();
   try {
@@ -207,8 +206,8 @@ async function close({ title = "The call has ended", reason, duration = "", canR
   const { call } = state;
   if (call.connection === "over") return;
   call.connection = "over";
-  if (!canReturn) sessionStorage.removeItem("greenroom.call");
-  document.querySelectorAll(".interim").forEach((line) => line.classList.remove("interim"));
+  if (!canReturn) setOpenCall(null);
+  document.querySelectorAll(".interim").forEach((line) => markFinal(line, true));
   state.closing = { title, reason, duration, canReturn };
   show("closing");
   await call.room.disconnect();
@@ -250,6 +249,8 @@ function follow(room, call) {
   room.on(RoomEvent.ConnectionQualityChanged, (quality, participant) => {
     if (participant.isAgent && call.agent !== "absent") change({ agent: quality === ConnectionQuality.Lost ? "lost" : "here" });
   });
+  // Also when the microphone is unplugged and there is no other.
+  room.on(RoomEvent.TrackMuted, (_, participant) => participant.isLocal && change({ microphone: "muted" }));
   room.on(RoomEvent.AudioPlaybackStatusChanged, () => change({ isSilenced: !room.canPlaybackAudio }));
   room.on(RoomEvent.SignalReconnecting, () => change({ connection: "mending" }));
   room.on(RoomEvent.Reconnecting, () => change({ connection: "mending" }));
@@ -290,11 +291,15 @@ async function disconnected(call, reason) {
 async function useMicrophone(call) {
   Object.assign(call, { microphone: "asking", microphoneProblem: "" });
   render();
+  await switchMicrophone(call, true);
+}
+
+async function switchMicrophone(call, isOn) {
   try {
-    const { track } = await call.room.localParticipant.setMicrophoneEnabled(true);
+    const { track } = await call.room.localParticipant.setMicrophoneEnabled(isOn);
     if (call.connection === "over") return track.stop(); // allowed only after the call was over
-    meters.you = listenTo(track.mediaStreamTrack);
-    call.microphone = "on";
+    meters.you = listenTo(track.mediaStreamTrack); // each time: another device is another track
+    call.microphone = isOn ? "on" : "muted";
   } catch (error) {
     const problem = navigator.mediaDevices ? error.name : "insecure";
     call.microphone = "none";
@@ -303,12 +308,15 @@ async function useMicrophone(call) {
   render();
 }
 
+async function letHear() {
+  byId("call-title").focus(); // the button goes away, and must not take the focus with it
+  await Promise.all([state.call.room.startAudio(), audio.resume()]);
+}
+
 async function toggleMicrophone() {
   const { call } = state;
-  if (call.microphone === "none") return useMicrophone(call);
-  await call.room.localParticipant.setMicrophoneEnabled(call.microphone === "muted");
-  call.microphone = call.microphone === "muted" ? "on" : "muted";
-  render();
+  if (call.microphone === "none") await useMicrophone(call);
+  else if (call.microphone !== "asking") await switchMicrophone(call, call.microphone === "muted");
 }
 
 // --- Words: transcript and typed messages --------------------------------------------------------------------------
@@ -317,26 +325,32 @@ async function transcribe(call, reader, identity) {
   const speaker = identity === call.room.localParticipant.identity ? "you" : "agent";
   const id = reader.info.attributes["lk.segment_id"] ?? reader.info.id;
   let text = "";
-  for await (const chunk of reader) {
-    text += chunk;
-    if (call === state.call) writeLine(id, speaker, text, false);
+  try {
+    for await (const chunk of reader) {
+      text += chunk;
+      if (call === state.call) writeLine(id, speaker, text, false);
+    }
+  } catch {
+    return; // the speaker was lost in the middle of a sentence; what came of it stays
   }
   // Read after the last chunk: a stream that is spoken along says only at its end that it was the final one.
   if (text && call === state.call) writeLine(id, speaker, text, reader.info.attributes["lk.transcription_final"] === "true");
 }
 
 function writeLine(id, speaker, text, isFinal) {
-  const scroll = byId("scroll");
-  const isAtEnd = scroll.scrollHeight - scroll.scrollTop - scroll.clientHeight < 60;
   const old = [...byId("transcript").children].find((line) => line.dataset.segment === id);
   const line = makeLine(id, speaker, text);
-  // Screen readers hear additions only: the growing text is hidden from them, the final line is a new element.
-  line.classList.toggle("interim", !isFinal);
-  line.ariaHidden = isFinal ? null : "true";
+  markFinal(line, isFinal);
   if (old) old.replaceWith(line);
   else byId("transcript").append(line);
   byId("nothing-said").hidden = true;
-  if (isAtEnd || speaker === "you") scroll.scrollTop = scroll.scrollHeight;
+  if (speaker === "you") byId("scroll").scrollTop = 0; // its end: see the style sheet
+}
+
+// Screen readers hear additions only: the growing text is hidden from them, the final line is a new element.
+function markFinal(line, isFinal) {
+  line.classList.toggle("interim", !isFinal);
+  line.setAttribute("aria-hidden", !isFinal);
 }
 
 function makeLine(id, speaker, text) {
@@ -422,19 +436,22 @@ function show(view) {
 }
 
 function render() {
-  const { call, closing, view } = state;
+  const { call, closing, isBusy, view } = state;
   byId("main").dataset.view = view;
   byId("lobby").hidden = view !== "lobby";
   byId("call").hidden = view === "lobby";
   byId("stage").hidden = byId("message-form").hidden = byId("suggestions").hidden = view !== "call";
   byId("closing").hidden = view !== "closing";
   document.title = { lobby: "Greenroom", call: "In a call – Greenroom", closing: "Call ended – Greenroom" }[view];
-  setText("connection", view === "call" ? connectionWords(call) : "");
+  byId("problem").hidden = !byId("problem").textContent;
+  setText("start", isBusy ? "Starting …" : "Start");
   renderCall(call);
   renderClosing(closing);
 }
 
 function renderCall(call) {
+  setText("connection", connectionWords(call));
+  byId("stage").dataset.state = call.connection === "connected" && call.agent !== "here" ? "waiting" : call.connection;
   byId("agent").dataset.state = call.agent === "here" ? call.agentState || "here" : call.agent;
   byId("you").dataset.state = call.microphone;
   setText("agent-state", { absent: "Not here yet", lost: "Connection lost" }[call.agent] ?? AGENT_WORDS[call.agentState] ?? "Here");
@@ -442,9 +459,9 @@ function renderCall(call) {
   setText("microphone-problem", call.microphoneProblem);
   byId("microphone-problem").hidden = !call.microphoneProblem;
   byId("playback-problem").hidden = !call.isSilenced;
-  setText("mute", { muted: "Unmute", none: "Use microphone" }[call.microphone] ?? "Mute");
-  byId("mute").disabled = call.microphone === "asking" || call.isEnding;
-  byId("end").disabled = call.isEnding;
+  setText("mute", { muted: "Unmute", none: "Use mic" }[call.microphone] ?? "Mute");
+  // Not `disabled`: that would take the keyboard's focus away.
+  byId("mute").setAttribute("aria-disabled", call.microphone === "asking");
   byId("nothing-said").hidden = byId("transcript").children.length > 0;
   setText("nothing-words", state.view === "call" ? "What is said appears here. Speak, type, or try one of these:" : "Nothing was said.");
   renderTimer(call);
@@ -470,7 +487,7 @@ function connectionWords(call) {
   if (call.connection === "connecting") return "Connecting …";
   if (call.agent === "here") return "Connected";
   if (Date.now() - call.waitingSince < LATE_AFTER_MS) return "Connected. The agent is joining …";
-  return "An agent is on its way. Please stay: you keep your place in the line.";
+  return "An agent is on its way. You keep your place in line.";
 }
 
 // Writing the same words again would make a screen reader say them again.
@@ -490,21 +507,22 @@ function everySecond() {
 // --- Beginning -----------------------------------------------------------------------------------------------------
 
 // Storage is refused in some private windows; the page works without it.
-function remember(storage, key, value) {
+function withStorage(use) {
   try {
-    storage.setItem(key, value);
-  } catch (error) {
-    if (!(error instanceof DOMException)) throw error;
+    return use();
+  } catch {
+    return null;
   }
 }
 
-const openCall = () => JSON.parse(sessionStorage.getItem("greenroom.call"));
+function setOpenCall(openCall) {
+  state.openCall = openCall;
+  withStorage(() => sessionStorage.setItem("greenroom.call", JSON.stringify(openCall)));
+}
 
-// After a reload: the call this page was in may still be open.
 async function offerReturn() {
-  if (!openCall()) return;
-  const session = await lookUp(openCall().sessionId).catch(() => null);
-  if (session?.status === "ended") sessionStorage.removeItem("greenroom.call");
+  const session = state.openCall && (await lookUp(state.openCall.sessionId).catch(() => null));
+  if (session?.status === "ended") setOpenCall(null);
   byId("return-offer").hidden = !session || session.status === "ended";
 }
 
@@ -514,14 +532,15 @@ async function backToLobby() {
 }
 
 function begin() {
-  byId("name").value = localStorage.getItem("greenroom.name") ?? "";
+  byId("name").value = withStorage(() => localStorage.getItem("greenroom.name")) ?? "";
+  state.openCall = withStorage(() => JSON.parse(sessionStorage.getItem("greenroom.call"))); // before a reload
   byId("start-form").addEventListener("submit", start);
   byId("return").addEventListener("click", returnToCall);
   byId("resume").addEventListener("click", returnToCall);
   byId("mute").addEventListener("click", toggleMicrophone);
   byId("end").addEventListener("click", end);
   byId("again").addEventListener("click", backToLobby);
-  byId("hear").addEventListener("click", () => Promise.all([state.call.room.startAudio(), audio.resume()]));
+  byId("hear").addEventListener("click", letHear);
   byId("message-form").addEventListener("submit", sendTyped);
   byId("suggestions").addEventListener("click", ({ target }) => target.matches("button") && sendMessage(target.textContent));
   // A page that comes back from the browser's memory has lost its call: show what a fresh one would.
