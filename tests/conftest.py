@@ -84,7 +84,7 @@ def valkey(_running_valkey: Valkey) -> Iterator[Valkey]:
     yield _running_valkey
     _running_valkey.heal()
     with redis.Redis.from_url(_running_valkey.broker_url, decode_responses=True) as broker:
-        left = leaks.leaked_keys(_running_valkey.client, broker)
+        left = leaks.leaked_keys(_running_valkey.client) + leaks.foreign_keys(broker)
     _running_valkey.client.flushall()
     _running_valkey.client.connection_pool.disconnect()
     assert not left, f"keys that would stay: {left}"

@@ -21,41 +21,68 @@ _CELERY = re.compile(r"_kombu\.binding\..+|unacked(_index|_mutex)?|control|celer
 """Celery's own keys in the broker's database; it gives them no TTL."""
 
 
+def _any_of(patterns: list[str]) -> re.Pattern[str]:
+    """An expression for names like ``session:{id}``."""
+    return re.compile("|".join(re.sub(r"\\\{\w+\\\}", ".+", re.escape(pattern)) for pattern in patterns))
+
+
+_KNOWN = _any_of([key.pattern for key in TABLE])
+_STAYS = _any_of([key.pattern for key in TABLE if key.stays])
+
+
 def mark_descendants() -> None:
     """Mark this process, once, so that whatever it starts can be found."""
     os.environ[MARK] = _run
 
 
 def may_stay(pid: int) -> None:
-    """Let a process outlive the test that started it: a server that is shared by all tests."""
+    """Let a process, and what it starts, outlive the test that started it: a server that several tests share."""
     _may_stay.add(pid)
 
 
-def leaked_keys(client: redis.Redis, broker: redis.Redis) -> list[str]:
+def of_run(mark: str) -> list[psutil.Process]:
+    """Every process that has this value of MARK in its environment; zombies have none."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):  # foreign or just gone: not ours
+            if process.environ().get(MARK) == mark:
+                found.append(process)
+    return found
+
+
+def leaked_keys(client: redis.Redis) -> list[str]:
     """Every key that nobody owns, or that would stay for ever without a reason in ``keys.TABLE``."""
-    known = re.compile("|".join(_as_expression(key.pattern) for key in TABLE))
-    stays = re.compile("|".join(_as_expression(key.pattern) for key in TABLE if key.stays))
+    found = list(client.scan_iter(count=1000))
+    pipeline = client.pipeline(transaction=False)
+    for key in found:
+        pipeline.pttl(key)
     complaints = []
-    for key in client.scan_iter(count=1000):
+    for key, ttl in zip(found, pipeline.execute(), strict=True):
         name = _without_hash_tag(key)
-        if not known.fullmatch(name):
+        if not _KNOWN.fullmatch(name):
             complaints.append(f"{name}: not in keys.TABLE")
-        # -2 would be: it went while we looked.
-        elif client.pttl(key) == -1 and not stays.fullmatch(name):
+        elif ttl == -1 and not _STAYS.fullmatch(name):  # -2 would be: it went while we looked
             complaints.append(f"{name}: no TTL")
-    foreign = [name for name in broker.scan_iter(count=1000) if not _CELERY.fullmatch(name)]
-    return complaints + [f"{name}: in the broker's database, not Celery's" for name in foreign]
+    return complaints
+
+
+def foreign_keys(broker: redis.Redis) -> list[str]:
+    """Every key in Celery's database that is not Celery's."""
+    names = [name for name in broker.scan_iter(count=1000) if not _CELERY.fullmatch(name)]
+    return [f"{name}: in the broker's database, not Celery's" for name in names]
 
 
 def processes() -> dict[int, psutil.Process]:
     """Every process that this one started, at any remove, and that may not stay."""
     found = {process.pid: process for process in psutil.Process().children(recursive=True)}
-    for process in psutil.process_iter():
-        # Foreign or just gone: not ours.
-        with contextlib.suppress(psutil.Error, OSError):
-            if process.pid != os.getpid() and process.environ().get(MARK) == _run:
-                found[process.pid] = process
-    return {pid: process for pid, process in found.items() if pid not in _may_stay}
+    found |= {process.pid: process for process in of_run(_run) if process.pid != os.getpid()}
+    return {pid: process for pid, process in found.items() if not _may_all_stay(process)}
+
+
+def _may_all_stay(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return bool(_may_stay & {process.pid, *(parent.pid for parent in process.parents())})
+    return process.pid in _may_stay
 
 
 def leaked_processes(before: dict[int, psutil.Process], *, timeout: float = 3.0) -> list[str]:
@@ -94,10 +121,6 @@ def _target(descriptor: str) -> str:
         return os.readlink(f"/dev/fd/{descriptor}")
     except OSError:  # a system that has no such links
         return ""
-
-
-def _as_expression(pattern: str) -> str:
-    return re.sub(r"\\\{\w+\\\}", ".+", re.escape(pattern))
 
 
 def _without_hash_tag(key: str) -> str:
