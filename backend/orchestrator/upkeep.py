@@ -10,6 +10,8 @@ from backend.orchestrator.house import House
 
 YOUNG_SECONDS = 60
 """A room or session this young may be in the making: webhooks and Redis may be behind."""
+ALL = 10_000
+"""As many as any outbox should hold."""
 
 
 async def reconcile(house: House) -> int:
@@ -21,8 +23,9 @@ async def reconcile(house: House) -> int:
         return 0  # a Redis that forgot learns of its sessions from their agents first
     rooms = await house.rooms.list_ours()
     open_sessions = await house.store.open_sessions()
+    kept = open_sessions.keys() | set(await house.store.unsettled(ALL))  # settle deletes those, after the goodbye
     before = time.time() - YOUNG_SECONDS
-    orphans = [room.name for room in rooms if room.created_at_seconds < before and room.name not in open_sessions]
+    orphans = [room.name for room in rooms if room.created_at_seconds < before and room.name not in kept]
     present = {room.name for room in rooms}
     lost = [name for name, at_ms in open_sessions.items() if at_ms / 1000 < before and name not in present]
     for session_id in orphans:
