@@ -240,7 +240,7 @@ function follow(room, call) {
   room.registerTextStreamHandler("lk.transcription", (reader, speaker) => transcribe(call, reader, speaker.identity));
   room.on(RoomEvent.TrackSubscribed, (track, _, participant) => participant.isAgent && welcome(call, track, participant));
   room.on(RoomEvent.TrackUnsubscribed, (track, _, participant) => {
-    track.detach().forEach((element) => element.remove());
+    track.detach();
     if (participant.isAgent) agentLeft(call);
   });
   room.on(RoomEvent.ParticipantAttributesChanged, (_, participant) => {
@@ -261,7 +261,7 @@ function follow(room, call) {
 
 function welcome(call, track, participant) {
   if (track.kind !== Track.Kind.Audio) return;
-  byId("loudspeaker").append(track.attach());
+  byId("loudspeaker").replaceChildren(track.attach());
   meters.agent = listenTo(track.mediaStreamTrack);
   call.agent = "here";
   call.agentState = participant.attributes["lk.agent.state"] ?? "";
@@ -271,6 +271,7 @@ function welcome(call, track, participant) {
 
 // Either the call is over or another agent takes it over: the house knows which.
 function agentLeft(call) {
+  byId("loudspeaker").replaceChildren();
   if (call.connection === "over") return;
   Object.assign(call, { agent: "absent", agentState: "", waitingSince: Date.now(), lookedUpAt: Date.now() });
   meters.agent = null;
