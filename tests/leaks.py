@@ -17,8 +17,10 @@ MARK = "GREENROOM_TEST_RUN"
 _run = uuid.uuid4().hex
 _may_stay: set[int] = set()
 
-_CELERY = re.compile(r"_kombu\.binding\..+|unacked(_index|_mutex)?|control|celery|host\..+|.+\.pidbox|celeryev\..+")
-"""Celery's own keys in the broker's database; it gives them no TTL."""
+_CELERY = re.compile(
+    r"celery:(_kombu\.binding(_permanent)?\..+|unacked(_index|_mutex)?|control|host\..+|.+\.pidbox|celeryev\..+)"
+)
+"""Celery's own keys in the broker's database, with our prefix; it gives them no TTL."""
 
 
 def _any_of(patterns: list[str]) -> re.Pattern[str]:

@@ -31,7 +31,7 @@ def test_a_key_with_a_ttl_or_a_reason_may_stay(valkey: Valkey) -> None:
     valkey.client.set("session:s", "x", ex=60)
     valkey.client.zadd("{greenroom}:deadlines", {"agent:a": 1})
     with redis.Redis.from_url(valkey.broker_url, decode_responses=True) as broker:
-        broker.sadd("_kombu.binding.control", "x")
+        broker.sadd("celery:_kombu.binding.control", "x")
         assert leaks.leaked_keys(valkey.client) == leaks.foreign_keys(broker) == []
 
 
