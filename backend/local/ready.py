@@ -5,19 +5,23 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 from backend.local.steps import EVERY_SECONDS, QUIET_SECONDS, TAIL_LINES, StepFailedError, say
-from backend.local.supervision import Supervisor
+from backend.local.supervision import Program, Supervisor
 
-POLL_SECONDS = 0.1
+POLL_SECONDS = 0.2
 
 TAIL_AFTER_SECONDS = 20.0
 """From here on it is no longer a slow start: the logs are shown."""
 
 GIVE_UP_SECONDS = 180.0
 """A small machine that loads the models from a cold disk has been seen to take a third of this."""
+
+MOST_STARTS = 4
+"""A program that was started more often than this in one start of the product will not do better the next time."""
 
 ANSWER_SECONDS = 3.0
 """Longest wait for one answer of the API."""
@@ -51,28 +55,41 @@ def wait_until_ready(address: str, supervised: Supervisor, *, logs: Path, stoppi
     """Return when ``address``/health answers 200, or when ``stopping`` is set.
 
     Raises:
-        StepFailedError: supervisord ended or gave a program up, or it took too long.
+        StepFailedError: supervisord ended, a program cannot be started, or it took too long.
     """
     began = time.monotonic()
+    starts = Starts()
     say_again_at, tail_is_due = QUIET_SECONDS, True
     while not stopping.wait(POLL_SECONDS):
         components = missing_components(address)
         if components is None:
             return
         if supervised.has_ended:
-            raise StepFailedError(f"supervisord ended: {supervised.last_words() or 'see ' + str(logs)}")
-        missing = Missing(programs=_not_running(supervised), components=components)
+            raise StepFailedError(f"supervisord ended: {supervised.last_words() or f'see {logs}'}")
+        programs = supervised.programs()
+        missing = Missing(programs=_not_running(programs), components=components)
         elapsed = time.monotonic() - began
-        if "FATAL" in missing.programs.values() or elapsed > GIVE_UP_SECONDS:
-            raise StepFailedError(
-                f"Gave up after {elapsed:.0f} s, waiting for {missing}.\n{tails(logs, missing.culprits)}"
-            )
+        if starts.are_hopeless(programs) or elapsed > GIVE_UP_SECONDS:
+            raise StepFailedError(f"Gave up after {elapsed:.0f} s of waiting for {missing}.\n{tails(logs, missing)}")
         if elapsed >= say_again_at:
             say(f"waiting for {missing} ... {elapsed:.0f} s")
             say_again_at = elapsed + EVERY_SECONDS
         if tail_is_due and elapsed > TAIL_AFTER_SECONDS:
-            say(tails(logs, missing.culprits))
+            say(tails(logs, missing))
             tail_is_due = False
+
+
+class Starts:
+    """Counts how often each program was started."""
+
+    def __init__(self) -> None:
+        self._seen: set[tuple[str, int]] = set()
+
+    def are_hopeless(self, programs: list[Program]) -> bool:
+        """Whether supervisord gave one up, or one ends again and again after it had seemed to run."""
+        self._seen |= {(program.name, program.pid) for program in programs if program.pid}
+        most = max(Counter(name for name, _ in self._seen).values(), default=0)
+        return most > MOST_STARTS or any(program.state == "FATAL" for program in programs)
 
 
 def missing_components(address: str) -> tuple[str, ...] | None:
@@ -87,13 +104,14 @@ def missing_components(address: str) -> tuple[str, ...] | None:
         return ()
 
 
-def tails(logs: Path, programs: list[str]) -> str:
-    """Return the last lines of these programs' logs."""
-    return "\n".join(f"--- {logs / program}.log\n{_tail(logs / f'{program}.log')}" for program in programs)
+def tails(logs: Path, missing: Missing) -> str:
+    """Return the last lines of the logs that tell why."""
+    paths = [logs / f"{program}.log" for program in missing.culprits]
+    return "\n".join(f"--- {path}\n{_tail(path)}" for path in paths)
 
 
-def _not_running(supervised: Supervisor) -> dict[str, str]:
-    return {name: state for name, state in supervised.states().items() if state != "RUNNING"}
+def _not_running(programs: list[Program]) -> dict[str, str]:
+    return {program.name: program.state for program in programs if program.state != "RUNNING"}
 
 
 def _not_ok(body: bytes) -> tuple[str, ...]:

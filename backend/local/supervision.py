@@ -7,7 +7,9 @@ import sys
 import xmlrpc.client
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 from supervisor.xmlrpc import SupervisorTransport
@@ -25,6 +27,17 @@ OTHERS_STOP_SECONDS = 45.0
 
 LADDER_SECONDS = 2.0
 """From SIGTERM to SIGKILL for what supervisord left."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Program:
+    """One program as supervisord sees it."""
+
+    name: str
+    state: str
+    """Such as RUNNING, BACKOFF or FATAL."""
+    pid: int
+    """0 while it does not run."""
 
 
 class Supervisor:
@@ -65,12 +78,12 @@ class Supervisor:
                 f"supervisord ended with code {self._process.returncode}. {self.last_words()}".strip()
             )
 
-    def states(self) -> dict[str, str]:
-        """Return each program's state, such as RUNNING or FATAL; {} while supervisord does not answer."""
+    def programs(self) -> list[Program]:
+        """Return what each program is doing; [] while supervisord does not answer."""
         try:
-            return {program["name"]: program["statename"] for program in _ask(self.socket)}
+            return [Program(name=one["name"], state=one["statename"], pid=one["pid"]) for one in _ask(self.socket)]
         except (OSError, http.client.HTTPException, xmlrpc.client.Error):
-            return {}
+            return []
 
     def stop(self, *, launcher_seconds: float) -> None:
         """Stop all programs in their order; ``launcher_seconds`` is how long that may take the launcher."""
@@ -133,7 +146,7 @@ def _signal(process: psutil.Process, name: str) -> None:
         return
 
 
-def _ask(socket: Path) -> list[dict[str, str]]:
+def _ask(socket: Path) -> list[dict[str, Any]]:
     transport = SupervisorTransport(None, None, serverurl=f"unix://{socket}")
     with xmlrpc.client.ServerProxy("http://127.0.0.1", transport=transport) as server:
         answer = server.supervisor.getAllProcessInfo()
