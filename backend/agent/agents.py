@@ -20,10 +20,10 @@ REMEMBERED = 1_000
 
 
 def is_idle(record: AgentRecord | None, state: State | None) -> bool:
-    """Whether an agent has no session: Redis knows, and without its answer the deadline, which comes with a session."""
-    if record is not None:
-        return record.state in (AgentState.STARTING, AgentState.WARM)
-    return state is None or state.deadline is None
+    """Whether an agent has no session, as far as is known; a deadline comes with a session."""
+    if state is not None and state.deadline is not None:
+        return False  # whatever Redis says: it may have forgotten
+    return record is None or record.state in (AgentState.STARTING, AgentState.WARM)
 
 
 def complaint(exit_code: int | None) -> str:
