@@ -16,8 +16,6 @@ FAREWELL_SECONDS = 8.0
 """A farewell belongs to the conversation, and may be longer than a goodbye."""
 TELL_SECONDS = 2.0
 STOP_SECONDS = 2.0
-LEAVE_SECONDS = 1.0
-"""Leaving takes 0.15 s at most; a server that does not answer must not hold the process."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,5 +71,4 @@ async def leave(pipeline: VoicePipeline | None, room: Room) -> None:
                 await pipeline.is_over.wait()
     except TimeoutError:
         logger.warning("the pipeline did not stop in time", limit_seconds=STOP_SECONDS)
-    leaving = asyncio.ensure_future(room.disconnect())
-    await asyncio.wait({leaving}, timeout=LEAVE_SECONDS)
+    await room.leave()

@@ -18,6 +18,8 @@ CONNECT_SECONDS = 10.0
 NOT_YET_SECONDS = 5.0
 """How long a room may be missing: the API makes it after the claim, before it answers."""
 ASK_AGAIN_SECONDS = 0.1
+LEAVE_SECONDS = 1.0
+"""Leaving takes 0.15 s at most; a server that does not answer must not hold the process."""
 OUTPUT_QUEUE_MS = 200
 """Pipecat says 'stopped speaking' up to one queue too early; below 200 ms a busy machine stutters."""
 LISTENER_SECONDS = 0.3
@@ -54,6 +56,11 @@ class Room(rtc.Room):
         if not done:
             raise RoomNotJoinedError("no answer")
         joining.result()
+
+    async def leave(self) -> None:
+        """Leave, or let the server find out by itself."""
+        leaving = asyncio.ensure_future(self.disconnect())
+        await asyncio.wait({leaving}, timeout=LEAVE_SECONDS)
 
     async def connect(self, url: str, token: str, options: rtc.RoomOptions | None = None) -> None:
         """Do nothing in a room that is joined; never join a second time."""

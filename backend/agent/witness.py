@@ -31,7 +31,7 @@ from pipecat.processors.aggregators.llm_response_universal import (
     LLMContextAggregatorPair,
     UserTurnStoppedMessage,
 )
-from pipecat.processors.frame_processor import FrameProcessor
+from pipecat.processors.frame_processor import FrameDirection, FrameProcessor
 
 from backend.agent.briefing import Turn
 from backend.agent.chat import Chat, Segment
@@ -104,7 +104,7 @@ class Witness(BaseObserver):
             case _:
                 self._see_caller(frame, now)
                 self._see_agent(frame, now)
-                self._see_answer(frame, now)
+                self._see_answer(data, now)
 
     def _count(self, metrics: MetricsData) -> None:
         match metrics:
@@ -152,9 +152,10 @@ class Witness(BaseObserver):
                 self._clock.agent_spoke(now)
                 self._chat.show_state("thinking" if self._faults.is_waiting else "listening")
 
-    def _see_answer(self, frame: Frame, now: float) -> None:
-        match frame:
-            case LLMContextFrame():
+    def _see_answer(self, data: FramePushed, now: float) -> None:
+        match data.frame:
+            # One that starts behind the language model and goes on downstream only says that a turn was added.
+            case LLMContextFrame() if data.destination is self._think or data.direction is FrameDirection.UPSTREAM:
                 self._faults.answer_asked(now)
                 self._chat.show_state("thinking")
             case LLMTextFrame() | FunctionCallsStartedFrame():
