@@ -89,6 +89,8 @@ class HostRecord:
         self._exchange = Exchange(limits=self._limits)
         self._last_error = ""
         self._rests_until = 0.0
+        self._is_away = False
+        """As of the last question: its loss and its return are logged once each."""
         self._client: redis.Redis = redis.Redis.from_url(
             settings.redis_url,
             decode_responses=True,
@@ -197,8 +199,14 @@ class HostRecord:
         if time.monotonic() < self._rests_until:
             return None
         try:
-            return question()
+            answer = question()
         except RedisError as error:
             self._rests_until = time.monotonic() + REST_SECONDS
-            logger.warning("Redis does not answer the launcher", error=type(error).__name__, reports=len(self.waiting))
+            if not self._is_away:
+                logger.warning("Redis does not answer the launcher", error=type(error).__name__)
+            self._is_away = True
             return None
+        if self._is_away:
+            logger.info("Redis answers the launcher again", unreported=len(self.waiting))
+        self._is_away = False
+        return answer

@@ -13,8 +13,8 @@ import sys
 import time
 from functools import partial
 
-import numpy as np
 from loguru import logger
+from numpy import random as numpy_random
 
 from backend.agent import image, launcher, process
 from backend.common import logs
@@ -108,7 +108,7 @@ async def tell(settings: LauncherSettings, order: image.Order) -> int:
         "blocked": sorted(signal.pthread_sigmask(signal.SIG_BLOCK, ())),
         "on_child": signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL,
         "core": resource.getrlimit(resource.RLIMIT_CORE),
-        "random": [random.random(), float(np.random.random())],  # noqa: S311  # the generators that a fork shares
+        "random": [random.random(), float(numpy_random.random())],  # noqa: S311  # the generators that a fork shares
         "room_token": order.room_token,
         "arguments": sys.argv,
     }
