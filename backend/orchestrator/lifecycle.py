@@ -7,20 +7,12 @@ the launcher's report lets the session arrive again, in one step.
 
 import asyncio
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from loguru import logger
+from redis.exceptions import RedisError
 
-from backend.common.contract import (
-    AGENT_IDENTITY,
-    AgentState,
-    Arrival,
-    End,
-    EndReason,
-    Outcome,
-    SessionState,
-    Start,
-)
+from backend.common.contract import AGENT_IDENTITY, AgentState, Arrival, End, EndReason, Outcome, SessionState, Start
 from backend.common.exchange import (
     end_session,
     expire_leases,
@@ -48,7 +40,8 @@ SWEEP_STEP = 25
 SETTLE_STEP = 100
 ROOM_KEPT_MS = 10_000
 """How long a room outlives its session for the agent's goodbye, when no exit is reported."""
-DEFAULT_VOICE = "Ashley"
+TEXTS = {"voice_id": "Ashley", "opening_line": "", "system_prompt": ""}
+"""What a call is made of that a client may choose, and what it is by default; the agent has its own words for ''."""
 LIVEKIT_EVENTS = ("participant_joined", "participant_left", "room_finished")
 
 
@@ -81,6 +74,7 @@ async def start_session(house: House, client: Client, request: StartRequest, key
     if arrival.outcome is Outcome.AGAIN:
         return await _repeat(house, session_id)
     house.commands.refill_soon()
+    await _keep_texts(house, client, request, start.user_id)
     logger.info("session started", session_id=session_id, state=arrival.state, agent_id=arrival.agent_id)
     token = house.rooms.caller_token(session_id, start.record["caller_identity"], start.record["user_name"])
     return Started(session_id=session_id, state=SessionState(arrival.state), token=token)
@@ -94,8 +88,7 @@ async def _plan(house: House, client: Client, request: StartRequest, key: str | 
     user = request.user_id or request.user_name
     user_id = f"{client.scope}/{user}" if client.scope else user
     texts = await _texts(house, client, request, user_id)
-    now_ms = await house.store.now_ms()
-    proposed_id = session.new_session_id(now_ms)
+    proposed_id = session.new_session_id(await house.store.now_ms())
     return Start(
         proposed_id=proposed_id,
         user_id=user_id,
@@ -105,7 +98,6 @@ async def _plan(house: House, client: Client, request: StartRequest, key: str | 
         user_ceiling=house.max_sessions_per_user,
         start_key=session.start_key(client.page or client.scope, key),
         body_hash=session.body_hash(request.model_dump()),
-        not_after_ms=now_ms + int(ARRIVAL_SECONDS * 1000) - ARRIVAL_MARGIN_MS,
         record={
             "user": user,
             "user_name": request.user_name,
@@ -120,24 +112,28 @@ async def _plan(house: House, client: Client, request: StartRequest, key: str | 
 
 async def _texts(house: House, client: Client, request: StartRequest, user_id: str) -> dict[str, str]:
     """Voice, opening line and prompt: what is asked for, else what this user had last, else our own."""
-    asked = {
-        name: value
-        for name in ("voice_id", "opening_line", "system_prompt")
-        if (value := getattr(request, name)) is not None
-    }
-    if client.page:  # whoever opens the page may call themselves anything
-        kept = {}
-    else:
-        kept = await house.store.user_config(user_id)
-        if asked:
-            await house.store.keep_user_config(user_id, asked)
-    return {"voice_id": DEFAULT_VOICE, "opening_line": "", "system_prompt": ""} | kept | asked
+    # Whoever opens the page may call themselves anything: it neither reads nor writes what a user had.
+    kept = {} if client.page else await house.store.user_config(user_id)
+    return TEXTS | kept | request.model_dump(include=set(TEXTS), exclude_none=True)
+
+
+async def _keep_texts(house: House, client: Client, request: StartRequest, user_id: str) -> None:
+    """Make what was asked for this user's defaults. The session is there: it goes on without them."""
+    asked = request.model_dump(include=set(TEXTS), exclude_none=True)
+    if client.page or not asked:
+        return
+    try:
+        await house.store.keep_user_config(user_id, asked)
+    except RedisError as error:
+        logger.warning("a user's defaults were not kept", error=type(error).__name__)
 
 
 async def _arrive(house: House, start: Start) -> Arrival:
     try:
         async with asyncio.timeout(ARRIVAL_SECONDS):
-            arrival = await house.run(session_arrives(start))
+            # Counted from here: LiveKit may have taken its time to make the room.
+            not_after_ms = await house.store.now_ms() + int(ARRIVAL_SECONDS * 1000) - ARRIVAL_MARGIN_MS
+            arrival = await house.run(session_arrives(replace(start, not_after_ms=not_after_ms)))
     except TimeoutError:
         raise UnavailableError("Redis does not answer: try again in a few seconds", retry_after_seconds=5) from None
     if arrival.outcome is Outcome.CONFLICT:
@@ -164,7 +160,7 @@ async def find_session(house: House, client: Client, session_id: str) -> dict[st
 
     Raises: UnknownSessionError, also for a session of somebody else's page
     """
-    record = await house.store.session(session_id)
+    record = await house.store.session(session_id) if session.is_session_id(session_id) else {}
     if not record or not (client.is_trusted or record.get("owner") == client.page):
         raise UnknownSessionError(f"No session {session_id[:100]}: it never was, or ended more than 7 days ago.")
     return record
@@ -194,7 +190,8 @@ async def hear_livekit(house: House, body: str, token: str) -> None:
     """
     event = house.rooms.verify(body, token)
     person = event.participant
-    if event.event not in LIVEKIT_EVENTS or person.identity == AGENT_IDENTITY:
+    is_of_a_caller = event.event in LIVEKIT_EVENTS and person.identity != AGENT_IDENTITY
+    if not is_of_a_caller or not session.is_session_id(event.room.name):  # the server may have other users
         return
     call = livekit_event(event.id, session_id=event.room.name, event=event.event, participant_sid=person.sid)
     if await house.run(call) == "ended":

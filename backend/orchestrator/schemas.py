@@ -36,10 +36,9 @@ def _is_line(value: str) -> str:
 
 def _is_small(value: dict[str, JsonValue]) -> dict[str, JsonValue]:
     try:
-        text = json.dumps(value, ensure_ascii=False)
-        size = len(text.encode())
-    except (UnicodeEncodeError, RecursionError):
-        raise ValueError("must be plain JSON without lone surrogates") from None
+        size = len(json.dumps(value, ensure_ascii=False, allow_nan=False).encode())
+    except (ValueError, RecursionError):  # UnicodeEncodeError is a ValueError
+        raise ValueError("must be plain JSON without NaN, infinities and lone surrogates") from None
     if size > METADATA_BYTES:
         raise ValueError(f"has {size} bytes as JSON: keep it under {METADATA_BYTES}")
     return value
@@ -53,7 +52,13 @@ SessionId = Annotated[str, Field(min_length=1, max_length=NAME_LENGTH), AfterVal
 class Schema(BaseModel):
     """camelCase outside, unknown fields refused."""
 
-    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="forbid", strict=True)
+    model_config = ConfigDict(alias_generator=to_camel, extra="forbid", strict=True)
+
+
+class Reply(Schema):
+    """What we answer, made in our own words."""
+
+    model_config = ConfigDict(populate_by_name=True)
 
 
 class StartRequest(Schema):
@@ -82,7 +87,7 @@ class StartRequest(Schema):
     )
 
 
-class StartResponse(Schema):
+class StartResponse(Reply):
     """A session and the caller's way into its room."""
 
     success: bool = True
@@ -128,7 +133,7 @@ class EndDetails(BaseModel):
     errors: list[str] = []
 
 
-class EndResponse(Schema):
+class EndResponse(Reply):
     """What the end came to."""
 
     success: bool = True
@@ -154,7 +159,7 @@ class EndResponse(Schema):
     )
 
 
-class SessionView(Schema):
+class SessionView(Reply):
     """One session; null where not yet."""
 
     session_id: str
@@ -198,7 +203,7 @@ class SessionView(Schema):
     )
 
 
-class SessionList(Schema):
+class SessionList(Reply):
     """A page of sessions, newest first."""
 
     sessions: list[SessionView]
@@ -214,7 +219,7 @@ class TokenRequest(Schema):
     model_config = ConfigDict(json_schema_extra={"example": {"sessionId": EXAMPLE_ID, "userId": "user_456"}})
 
 
-class TokenResponse(Schema):
+class TokenResponse(Reply):
     """A fresh way into the session's room."""
 
     token: str

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import re
 import secrets
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -13,6 +14,11 @@ from backend.common.contract import SessionState
 def new_session_id(now_ms: int) -> str:
     """Draw the id of a session, which is its room's name: it tells when, and nobody guesses it."""
     return f"session_{now_ms}_{secrets.token_hex(8)}"
+
+
+def is_session_id(name: str) -> bool:
+    """Whether the name can be a session's: ``session:{id}:prompt`` and ``session:open`` are other keys."""
+    return re.fullmatch(r"session_[0-9]{1,20}_[0-9a-f]{16}", name) is not None
 
 
 def new_caller_identity() -> str:

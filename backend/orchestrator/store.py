@@ -102,7 +102,7 @@ class Store:
     async def session(self, session_id: str) -> dict[str, str]:
         """The session's record; empty when there is none."""
         record: dict[str, str] = await self.client.hgetall(keys.session(session_id))
-        return record
+        return record if "state" in record else {}  # late reports may leave a few fields of one that is gone
 
     async def agent_state(self, agent_id: str) -> str:
         """The agent's state; '' when Redis does not know it."""
@@ -236,7 +236,7 @@ class Store:
             for session_id in ids:
                 pipe.hgetall(keys.session(session_id))
             records = await pipe.execute() if ids else []
-        return [(name, record) for name, record in zip(ids, records, strict=True) if record]
+        return [(name, record) for name, record in zip(ids, records, strict=True) if "state" in record]
 
     async def unsettled(self, most: int) -> list[str]:
         """The outbox: ended sessions, the oldest first."""
@@ -245,8 +245,8 @@ class Store:
 
     async def is_resting(self, lease_ms: int) -> bool:
         """Whether Redis was away or empty a short while ago: what it does not know may still come back."""
-        quiet_until = int(await self.client.hget(keys.SWEEP, "quiet_until_ms") or 0)
-        return await self.read_clock() < quiet_until + lease_ms
+        quiet_until_ms = await self.client.hget(keys.SWEEP, "quiet_until_ms")
+        return quiet_until_ms is None or await self.read_clock() < int(quiet_until_ms) + lease_ms
 
     async def prune(self) -> list[str]:
         """Forget sessions older than a week and hosts unheard for an hour; returns those hosts."""

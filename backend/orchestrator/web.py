@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse
+from fastapi.responses import FileResponse
 from loguru import logger
 from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
@@ -119,18 +119,18 @@ _HTTP = {
 def _explain(problem: Mapping[str, object]) -> str:
     """One problem in words, without the value that was sent: it may be a prompt."""
     location = problem["loc"]
-    where = ".".join(str(part) for part in location[1:]) if isinstance(location, tuple) else ""
+    where = ".".join(str(part) for part in location[1:])[:100] if isinstance(location, tuple) else ""
     message = str(problem["msg"]).removeprefix("Value error, ")
     if problem["type"] == "json_invalid":
         return "The body is not valid JSON"
     if problem["type"] == "extra_forbidden":
-        return f"{where[:100]!a} is not a field of this request: leave it out"
+        return f"{where!a} is not a field of this request: leave it out"
     if problem["type"] == "missing":
         return f"{where or 'body'} is missing: send it"
     return f"{where or 'body'}: {message[:1].lower()}{message[1:]}"
 
 
-def _answer(error: GreenroomError) -> JSONResponse:
+def _answer(error: GreenroomError) -> Response:
     headers = {}
     if error.retry_after_seconds is not None:
         headers["Retry-After"] = str(error.retry_after_seconds)
@@ -139,10 +139,10 @@ def _answer(error: GreenroomError) -> JSONResponse:
     return _json(error.status, error.code, str(error), headers)
 
 
-def _json(status: int, code: str, detail: str, headers: dict[str, str]) -> JSONResponse:
-    # ASCII only: a detail may quote what was sent, also halves of characters.
-    content = json.loads(json.dumps({"success": False, "error": code, "detail": detail}))
-    return JSONResponse(content, status_code=status, headers=headers)
+def _json(status: int, code: str, detail: str, headers: dict[str, str]) -> Response:
+    # ASCII only: a detail may quote what was sent, also halves of characters, which have no other form.
+    content = json.dumps({"success": False, "error": code, "detail": detail})
+    return Response(content, status_code=status, headers=headers, media_type="application/json")
 
 
 def add_files(app: FastAPI, settings: ApiSettings, doorkeeper: Doorkeeper) -> None:
