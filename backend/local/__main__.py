@@ -24,8 +24,6 @@ from backend.local.supervision import Supervisor, end_leftovers, supervisor
 LAUNCHER_STOP_SECONDS = 5
 """What the launcher takes after DRAIN_TIMEOUT: SIGTERM to its agents, 2 s, SIGKILL, and reporting their exits."""
 
-EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104  # compared, not bound
-
 WATCH_SECONDS = 0.5
 """How soon the end of supervisord is noticed."""
 
@@ -147,8 +145,8 @@ def welcome(api: ApiSettings, launcher: LauncherSettings, logs: Path) -> str:
 
 def address_of(api: ApiSettings) -> str:
     """Return the API's address for this machine."""
-    if api.bind_address in EVERYWHERE:
-        return f"http://127.0.0.1:{api.port}"
+    if api.bind_address in embedded.EVERYWHERE:
+        return f"http://{embedded.LOOPBACK}:{api.port}"
     return (
         f"http://[{api.bind_address}]:{api.port}"
         if ":" in api.bind_address

@@ -11,7 +11,7 @@ import psutil
 
 from backend.local import livekit
 from backend.local.kept import Kept, write_private
-from backend.local.steps import StepFailedError
+from backend.local.steps import StepFailedError, say
 
 REDIS_NAMES = ("valkey-server", "redis-server")
 
@@ -30,6 +30,9 @@ stdout_logfile_backups=3
 REDIS_STOP_SECONDS = 10
 """Time to write what is not on disk yet."""
 
+LOOPBACK = "127.0.0.1"
+EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104  # compared, not bound
+
 ELSEWHERE = ("198.51.100.1", 9)
 """An address that belongs to nobody: nothing is sent, the kernel is only asked which way it would go."""
 
@@ -44,12 +47,12 @@ def forget_programs(run_dir: Path) -> None:
 
 def redis_url(kept: Kept) -> str:
     """Return the address of the Redis that ``prepare_redis`` prepares."""
-    return f"redis://:{kept.redis_password}@127.0.0.1:{kept.ports['redis']}/0"
+    return f"redis://:{kept.redis_password}@{LOOPBACK}:{kept.ports['redis']}/0"
 
 
 def livekit_url(kept: Kept) -> str:
     """Return the address of the LiveKit server that ``prepare_livekit`` prepares."""
-    return f"ws://127.0.0.1:{kept.ports['livekit']}"
+    return f"ws://{LOOPBACK}:{kept.ports['livekit']}"
 
 
 def prepare_redis(run_dir: Path, kept: Kept) -> None:
@@ -65,7 +68,7 @@ def redis_config(folder: Path, *, port: int, password: str) -> str:
     """Return the configuration of a Redis that keeps everything, on disk within a second."""
     return "\n".join(
         (
-            "bind 127.0.0.1",
+            f"bind {LOOPBACK}",
             f"port {port}",
             f"requirepass {password}",
             f'dir "{folder}"',
@@ -81,13 +84,19 @@ def redis_config(folder: Path, *, port: int, password: str) -> str:
 
 
 def prepare_livekit(run_dir: Path, kept: Kept, *, bind_address: str, webhook_url: str) -> None:
-    """Write LiveKit's configuration and its program for supervisord; build the server if there is none."""
+    """Write LiveKit's configuration and its program for supervisord; build the server if there is none.
+
+    It can be reached where the API can, which binds ``bind_address``, and in any case from this machine.
+    """
+    node_ip = own_address()
+    if node_ip == LOOPBACK:
+        say("This machine has no network address but loopback, over which neither browsers nor agents send sound.")
     place = livekit.Place(
-        bind_address=bind_address,
+        bind_addresses=(bind_address,) if bind_address in EVERYWHERE else tuple({LOOPBACK, bind_address}),
         port=kept.ports["livekit"],
         tcp_port=kept.ports["livekit_tcp"],
         udp_port=kept.ports["livekit_udp"],
-        node_ip=own_address(),
+        node_ip=node_ip,
     )
     config = run_dir / "livekit" / "livekit.yaml"
     text = livekit.config(place, key=kept.livekit_api_key, secret=kept.livekit_api_secret, webhook_url=webhook_url)
@@ -102,7 +111,7 @@ def own_address() -> str:
         try:
             probe.connect(ELSEWHERE)
         except OSError:  # no route to it
-            return next(_interface_addresses(), "127.0.0.1")
+            return next(_interface_addresses(), LOOPBACK)
         return str(probe.getsockname()[0])
 
 

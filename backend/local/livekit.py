@@ -38,7 +38,7 @@ DEPARTURE_SECONDS = 20
 class Place:
     """Where a LiveKit server listens."""
 
-    bind_address: str
+    bind_addresses: tuple[str, ...]
     port: int
     tcp_port: int
     udp_port: int
@@ -77,7 +77,7 @@ def config(place: Place, *, key: str, secret: str, webhook_url: str) -> str:
         rtc["enable_loopback_candidate"] = True
     settings = {
         "port": place.port,
-        "bind_addresses": [place.bind_address],
+        "bind_addresses": place.bind_addresses,
         "keys": {key: secret},
         "rtc": rtc,
         # A token is worth nothing without a room that we made.

@@ -204,7 +204,7 @@ def _is_up(address: str, process: subprocess.Popen[bytes]) -> bool:
 def test_machine_without_a_network_offers_its_loopback_address(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(psutil, "net_if_addrs", dict)
     monkeypatch.setattr(embedded, "ELSEWHERE", ("127.0.0.1", 9))
-    place = livekit.Place(bind_address="127.0.0.1", port=1, tcp_port=2, udp_port=3, node_ip=embedded.own_address())
+    place = livekit.Place(bind_addresses=("127.0.0.1",), port=1, tcp_port=2, udp_port=3, node_ip=embedded.own_address())
     config = json.loads(livekit.config(place, key="key", secret=place.node_ip, webhook_url="http://127.0.0.1:9"))
     assert config["rtc"]["node_ip"] == "127.0.0.1"
     assert config["rtc"]["enable_loopback_candidate"]
