@@ -82,9 +82,10 @@ def processes() -> dict[int, psutil.Process]:
 
 
 def _may_all_stay(process: psutil.Process) -> bool:
-    with contextlib.suppress(psutil.Error):
+    try:
         return bool(_may_stay & {process.pid, *(parent.pid for parent in process.parents())})
-    return process.pid in _may_stay
+    except psutil.NoSuchProcess:
+        return True  # it went while we looked
 
 
 def leaked_processes(before: dict[int, psutil.Process], *, timeout: float = 3.0) -> list[str]:
