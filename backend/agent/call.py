@@ -215,7 +215,7 @@ class Call:
         return self._room.connection_state == rtc.ConnectionState.CONN_CONNECTED
 
     def _gone_by(self) -> float | None:
-        since = self._ended_at or self._clock.deadline
+        since = self._clock.deadline if self._ended_at is None else self._ended_at
         return None if since is None else since + GOODBYE_SECONDS
 
     def _facts(self) -> voices.Facts:

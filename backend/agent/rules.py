@@ -69,7 +69,7 @@ class Clock:
 
     def begin(self, now: float, left_seconds: float) -> None:
         """The caller can hear and has ``left_seconds`` to talk; again: the time was corrected."""
-        self._begun_at = self._begun_at or now
+        self._begun_at = now if self._begun_at is None else self._begun_at
         self._was_met = True
         self.deadline = now + left_seconds
         self._warning_at = self.deadline - min(WARNING_SECONDS, left_seconds / 3)
@@ -111,7 +111,10 @@ class Clock:
 
     def _look_for_caller(self, now: float, is_caller_here: bool, is_connected: bool) -> EndReason | None:
         self._quiet_since = now  # nobody is asked for words while away
-        self._absent_since = None if is_caller_here else self._absent_since or now
+        if is_caller_here:
+            self._absent_since = None
+        elif self._absent_since is None:
+            self._absent_since = now
         if now < self._waits_until(is_caller_here):
             return None
         # A dead server looks like a caller who left, and is found out 16 s later.

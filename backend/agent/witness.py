@@ -130,7 +130,7 @@ class Witness(BaseObserver):
     def _see_caller(self, frame: Frame, now: float) -> None:
         match frame:
             case VADUserStartedSpeakingFrame():
-                self._speech_began_at = self._speech_began_at or now
+                self._speech_began_at = now if self._speech_began_at is None else self._speech_began_at
                 self._clock.caller_spoke(now)
             case VADUserStoppedSpeakingFrame():
                 if self._speech_began_at is not None:

@@ -1,0 +1,81 @@
+"""The names that are not Pipecat's and LiveKit's public ones, but used all the same: an upgrade must fail here, not in a call."""
+
+import inspect
+from importlib.metadata import version
+
+import pytest
+from livekit import rtc
+from pipecat.frames.frames import TTSSpeakFrame
+from pipecat.services.tts_service import TTSService
+from pipecat.services.websocket_service import WebsocketService
+from pipecat.transports.livekit.transport import LiveKitParams, LiveKitTransport, LiveKitTransportClient
+
+
+@pytest.fixture
+async def transport() -> LiveKitTransport:
+    return LiveKitTransport("ws://unused", "unused", "room", LiveKitParams(audio_out_enabled=True))
+
+
+def test_the_versions_are_those_that_were_read() -> None:
+    assert version("pipecat-ai") == "1.14.0"
+    assert version("livekit") == "1.2.0"
+
+
+async def test_the_transport_keeps_its_client_with_all_that_a_second_one_needs(transport: LiveKitTransport) -> None:
+    client = transport._client
+    assert isinstance(client, LiveKitTransportClient)
+    assert client._params is transport._params
+    assert client._callbacks
+    assert client._transport_name
+    wanted = ["self", "url", "token", "room_name", "params", "callbacks", "transport_name"]
+    assert list(inspect.signature(LiveKitTransportClient.__init__).parameters) == wanted
+
+
+async def test_input_and_output_take_the_client_from_the_transport_when_they_are_asked_for(
+    transport: LiveKitTransport,
+) -> None:
+    replaced = LiveKitTransportClient("", "", "room", LiveKitParams(), transport._client._callbacks, "name")
+    transport._client = replaced
+    assert transport.input()._client is replaced  # type: ignore[attr-defined]  # the LiveKit input's
+    assert transport.output()._client is replaced  # type: ignore[attr-defined]  # the LiveKit output's
+
+
+async def test_the_client_uses_its_room_by_the_property(transport: LiveKitTransport) -> None:
+    assert isinstance(LiveKitTransportClient.room, property)
+    source = inspect.getsource(LiveKitTransportClient)
+    uses = source.count("self._room.") + source.count("self._room)")
+    assert uses == 0, "the client goes past its property"
+    assert transport._client._audio_streams == {}
+    assert transport._client._audio_source is None
+
+
+def test_connect_is_wrapped_in_retries_and_the_bare_one_can_be_had() -> None:
+    bare = LiveKitTransportClient.connect.__wrapped__  # type: ignore[attr-defined]  # tenacity's
+    assert inspect.iscoroutinefunction(bare)
+    assert "_connected" in inspect.getsource(bare)
+
+
+def test_subscribed_tracks_go_through_one_function_of_three_arguments() -> None:
+    handler = LiveKitTransportClient._on_track_subscribed_wrapper
+    assert list(inspect.signature(handler).parameters) == ["self", "track", "publication", "participant"]
+    assert '"track_subscribed")(self._on_track_subscribed_wrapper)' in inspect.getsource(LiveKitTransportClient.setup)
+
+
+def test_all_sound_goes_out_through_publish_audio() -> None:
+    assert list(inspect.signature(LiveKitTransportClient.publish_audio).parameters) == ["self", "audio_frame"]
+    assert hasattr(rtc.AudioSource, "clear_queue")
+
+
+def test_a_voice_starts_its_word_times_at_the_first_sound() -> None:
+    assert inspect.iscoroutinefunction(TTSService.start_word_timestamps)
+
+
+def test_websockets_are_opened_by_one_function_with_free_options() -> None:
+    parameters = inspect.signature(WebsocketService._websocket_connect).parameters
+    assert list(parameters) == ["self", "uri", "kwargs"]
+
+
+def test_speech_that_may_not_be_interrupted_is_marked_after_it_was_made() -> None:
+    assert TTSSpeakFrame("").interruptible
+    with pytest.raises(TypeError):
+        TTSSpeakFrame("", interruptible=False)  # type: ignore[call-arg]  # that is the point
