@@ -1,6 +1,6 @@
 """What the exchange's tests say, in short: the exchange with its client and a few defaults."""
 
-import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -9,6 +9,7 @@ from backend.common import keys
 from backend.common.contract import Agent, Arrival, Assignment, EndReason, Start
 from backend.common.limits import Limits
 from tests.valkey_server import Valkey
+from tests.waiting import wait_until
 
 FAST = Limits(lease=300, confirm=150, start=400, stop=200, sweep_gap=200, spawn=300)
 """The times of the product, some twenty times faster; they fit each other as those do."""
@@ -74,11 +75,13 @@ class Desk:
         self.trust_sweeps()
         return self.do(x.expire_leases()).kill
 
-    def sweep_for(self, seconds: float) -> list[Agent]:
-        """Sweep as beat does, at a steady pace, and collect who is to be killed."""
+    def sweep_until(self, is_done: Callable[[list[Agent]], object], *, timeout: float = 5.0) -> list[Agent]:
+        """Sweep as beat does, at a steady pace; ``is_done`` sees who is to be killed so far, and so does the caller."""
         kill: list[Agent] = []
-        until = time.monotonic() + seconds
-        while time.monotonic() < until:
-            kill += self.do(x.expire_leases()).kill
-            time.sleep(0.05)  # the pace itself is what is tested
+
+        def sweep() -> object:
+            kill.extend(self.do(x.expire_leases()).kill)
+            return is_done(kill)
+
+        wait_until(sweep, timeout=timeout)
         return kill

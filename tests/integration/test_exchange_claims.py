@@ -32,7 +32,7 @@ def test_a_confirmed_session_knows_where_its_agent_runs(desk: Desk) -> None:
 
 def test_an_unconfirmed_claim_goes_to_the_next_agent_and_the_first_may_not_speak(desk: Desk) -> None:
     first, work = desk.assigned()
-    assert desk.sweep_for(0.25) == [first]
+    assert desk.sweep_until(bool) == [first]
     assert desk.agent("b")[1] == Assignment(session_id="s", generation=2)
     assert not desk.do(x.confirm_claim(first, work))
 
@@ -84,7 +84,7 @@ def test_begin_says_how_long_the_call_may_last_also_to_a_successor(desk: Desk) -
     later = desk.do(x.begin_session(successor, second))
     assert later
     assert later[0] == begun[0] - 60_000
-    assert 538_000 < later[1] <= 540_000
+    assert 530_000 < later[1] <= 540_000
 
 
 def test_a_call_over_its_time_has_nothing_left(desk: Desk) -> None:
@@ -147,10 +147,10 @@ def test_a_heartbeat_carries_progress_and_writes_the_duration(desk: Desk) -> Non
     verdict = desk.do(x.heartbeat(agent, work, Progress(frames=123, usage={"speech_ms": 4_000})))
     assert verdict.word is Word.KEEP
     assert verdict.left_ms is not None
-    assert 538_000 < verdict.left_ms <= 538_500
+    assert 530_000 < verdict.left_ms <= 538_500
     assert desk.field("agent:a", "frames") == "123"
     assert json.loads(desk.field("session:s", "usage")) == {"speech_ms": 4_000}
-    assert desk.field("session:s", "conversationDuration") in ("61", "62")
+    assert 61 <= desk.number("session:s", "conversationDuration") < 70
     assert desk.field("session:s", "conversationDurationMinutes") == "2"
 
 
