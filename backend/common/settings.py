@@ -39,9 +39,15 @@ def _url(*schemes: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _redis_url(value: str) -> str:
+    if not re.fullmatch(r"rediss?://[^/?#\s]+(/\d*)?(\?\S*)?", value):
+        raise ValueError("an address such as redis://localhost:6379/0")
+    return value.rstrip("/")
+
+
 HostId = Annotated[str, AfterValidator(_host_id)]
 WebUrl = Annotated[str, _url("ws", "wss", "http", "https")]
-RedisUrl = Annotated[str, _url("redis", "rediss", "unix")]
+RedisUrl = Annotated[str, AfterValidator(_redis_url)]
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 
 
@@ -270,5 +276,6 @@ def explain(program: type[CommonSettings], problem: ErrorDetails) -> str:
     if problem["type"] == "missing":
         return f"{name} is not set: {what}"
     is_secret = "SecretStr" in str(field.annotation) if field else True
-    got = "a wrong value" if is_secret else repr(problem["input"])
+    # An address may have a password in front of its host.
+    got = "a wrong value" if is_secret else re.sub(r".*@", "'***@", repr(problem["input"]))
     return f"{name} got {got}: {message[:1].lower()}{message[1:]} ({what})"

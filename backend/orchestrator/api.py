@@ -218,7 +218,8 @@ def main() -> None:
 
 def _bind(settings: ApiSettings) -> socket.socket:
     try:
-        return socket.create_server((settings.bind_address, settings.port), backlog=2048)
+        family = socket.AF_INET6 if ":" in settings.bind_address else socket.AF_INET
+        return socket.create_server((settings.bind_address, settings.port), family=family, backlog=2048)
     except OSError as error:
         reason = f"PORT {settings.port} on {settings.bind_address} cannot be bound: {error.strerror}"
         print(f"{reason}. Stop what listens there, or set PORT", file=sys.stderr)  # noqa: T201  # the one line

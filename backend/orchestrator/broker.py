@@ -23,8 +23,6 @@ def broker_url(settings: OrchestratorSettings) -> str:
     if settings.broker_url:
         return settings.broker_url
     parts = urlsplit(settings.redis_url)
-    if parts.scheme == "unix":
-        return settings.redis_url
     database = int(parts.path.strip("/") or 0)
     return urlunsplit(parts._replace(path=f"/{database + 1}"))
 
@@ -46,6 +44,7 @@ def make_app(settings: OrchestratorSettings) -> Celery:
         task_time_limit=15,
         task_publish_retry=False,
         worker_prefetch_multiplier=1,
+        worker_disable_prefetch=True,  # a command is taken when it can be done: what dies with a worker is not held up
         worker_soft_shutdown_timeout=5,
         worker_hijack_root_logger=False,
         worker_redirect_stdouts=False,

@@ -5,9 +5,13 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import redis.asyncio
 from celery import Celery
 from kombu.exceptions import OperationalError
 from loguru import logger
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
 CONTROL = "control"
@@ -15,6 +19,7 @@ REFILL_SECONDS = 5
 """A refill that is older than this was overtaken by the periodic ones."""
 COMMAND_SECONDS = 20
 """As long as a reserved slot is kept."""
+LOOK_SECONDS = 1.0
 
 
 def host_queue(host_id: str) -> str:
@@ -28,6 +33,14 @@ class Commands:
     def __init__(self, app: Celery) -> None:
         self._app = app
         self._sender = ThreadPoolExecutor(1, thread_name_prefix="commands")  # publishing blocks, the loop must not
+        self._prefix = app.conf.broker_transport_options["global_keyprefix"]
+        # A connection of our own to look at the queues: kombu's tries for many seconds, and blocks.
+        self._broker: Any = redis.asyncio.Redis.from_url(
+            app.conf.broker_url,
+            socket_timeout=LOOK_SECONDS,
+            socket_connect_timeout=LOOK_SECONDS,
+            retry=Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,)),
+        )
         self._refills = 0
         self._background: set[asyncio.Future[None]] = set()
 
@@ -49,20 +62,16 @@ class Commands:
         await self._publish(delete, "forget_host")
 
     async def ping(self) -> None:
-        """Return when the broker answers. Raises: OSError, redis.RedisError"""
-        await asyncio.get_running_loop().run_in_executor(self._sender, self._lengths, [CONTROL])
+        """Return when the broker answers. Raises: redis.RedisError"""
+        await self._broker.ping()
 
     async def queue_lengths(self, host_ids: list[str]) -> dict[str, int]:
-        """How many commands lie in each queue. Raises: OSError, redis.RedisError"""
+        """How many commands lie in each queue. Raises: redis.RedisError"""
         names = [CONTROL, *map(host_queue, host_ids)]
-        return await asyncio.get_running_loop().run_in_executor(self._sender, self._lengths, names)
-
-    def _lengths(self, names: list[str]) -> dict[str, int]:
-        try:
-            with self._app.connection_for_read() as connection:
-                return {name: connection.default_channel.client.llen(name) for name in names}
-        except OperationalError as error:
-            raise ConnectionError("the broker does not answer") from error
+        async with self._broker.pipeline(transaction=False) as pipe:
+            for name in names:
+                pipe.llen(self._prefix + name)
+            return dict(zip(names, await pipe.execute(), strict=True))
 
     def refill_soon(self) -> None:
         """Ask for new agents without waiting; one request at a time is enough for any number of starts."""
@@ -89,6 +98,7 @@ class Commands:
         except (OperationalError, RedisError, OSError) as error:
             logger.warning("a command could not be sent", task=name, error=type(error).__name__)
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Send nothing more."""
         self._sender.shutdown(wait=False, cancel_futures=True)
+        await self._broker.aclose()

@@ -50,7 +50,7 @@ class House:
 
     async def close(self) -> None:
         """Close every connection."""
-        self.commands.close()
+        await self.commands.close()
         await self.rooms.close()
         await self.store.close()
 
