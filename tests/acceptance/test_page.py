@@ -3,54 +3,19 @@
 import json
 import re
 import wave
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
 from pathlib import Path
 
 import aiohttp
 import pytest
 
-from tests.acceptance.browser import NAMES, Person, Tab, find_browser, open_browser
+from tests.acceptance.browser import Person, Tab
+from tests.acceptance.conftest import OpenTab
 from tests.acceptance.house import House
+from tests.acceptance.page import GREETING, OUTPUT_LOUDNESS, say, start, wait_for_agent_lines
 
 pytestmark = pytest.mark.acceptance
 
-GREETING = "Good evening, the kettle is on."
 PHONE_WIDTH = 360
-
-OUTPUT_LOUDNESS = """(async () => {
-  const player = document.querySelector("#loudspeaker audio");
-  if (!player || player.paused) return 0;
-  const context = new AudioContext();
-  const analyser = new AnalyserNode(context);
-  context.createMediaStreamSource(player.srcObject).connect(analyser);
-  await new Promise((done) => setTimeout(done, 100));
-  const samples = new Float32Array(analyser.fftSize);
-  analyser.getFloatTimeDomainData(samples);
-  await context.close();
-  return Math.sqrt(samples.reduce((sum, sample) => sum + sample * sample, 0) / samples.length);
-})()"""
-"""Measured on what the browser plays, not on the page's own meter."""
-
-
-OpenTab = Callable[[Person], Awaitable[Tab]]
-
-
-@pytest.fixture
-async def browser(tmp_path: Path) -> AsyncIterator[OpenTab]:
-    """Open a browser for a person. No test may leave an error in its console, and none is expected by any."""
-    if find_browser() is None:
-        pytest.skip(f"no Chromium: install one of {', '.join(NAMES)}, for instance Debian's package chromium")
-    async with AsyncExitStack() as stack:
-        tabs: list[Tab] = []
-
-        async def open_tab(person: Person) -> Tab:
-            profile = tmp_path / f"browser_{len(tabs)}"
-            tabs.append(await stack.enter_async_context(open_browser(profile, person)))
-            return tabs[-1]
-
-        yield open_tab
-        assert [tab.complaints for tab in tabs] == [[] for _ in tabs]
 
 
 @pytest.fixture
@@ -76,32 +41,9 @@ async def lobby(house: House, browser: OpenTab, silent: Person) -> Tab:
 @pytest.fixture
 async def call(lobby: Tab) -> Tab:
     """Be in a call whose greeting was spoken to its end."""
-    await _start(lobby)
-    await _wait_for_agent_lines(lobby, 1)
+    await start(lobby)
+    await wait_for_agent_lines(lobby, 1)
     return lobby
-
-
-async def _start(tab: Tab, name: str = "Mira") -> None:
-    await tab.click("#name")
-    await tab.type(name)
-    await tab.click("summary")
-    await tab.click("#opening")
-    await tab.type(GREETING)
-    await tab.click("#start")
-    await tab.wait_until("document.querySelector('#main').dataset.view === 'call'")
-
-
-async def _say(tab: Tab, text: str) -> None:
-    await tab.click("#message")
-    await tab.type(text)
-    await tab.press("Enter")
-
-
-async def _wait_for_agent_lines(tab: Tab, number: int) -> str:
-    """Wait until the agent has said so many things, and give the last of them."""
-    lines = "document.querySelectorAll('#transcript .agent:not(.interim) .words')"
-    await tab.wait_until(f"{lines}.length >= {number}", seconds=30)
-    return str(await tab.evaluate(f"{lines}[{number - 1}].innerText"))
 
 
 async def _wait_for_level(tab: Tab, who: str, condition: str) -> None:
@@ -109,21 +51,21 @@ async def _wait_for_level(tab: Tab, who: str, condition: str) -> None:
 
 
 async def test_start_lets_the_person_hear_the_greeting_and_read_it(lobby: Tab) -> None:
-    await _start(lobby)
+    await start(lobby)
 
     await lobby.wait_until("document.querySelector('#agent-state').innerText === 'Speaking'", seconds=30)
     await lobby.wait_until(f"{OUTPUT_LOUDNESS}.then((loudness) => loudness > 0.01)")
     await _wait_for_level(lobby, "agent", "> 0.3")
 
-    assert await _wait_for_agent_lines(lobby, 1) == GREETING
+    assert await wait_for_agent_lines(lobby, 1) == GREETING
     assert await lobby.text("#connection") == "Connected"
     await lobby.wait_until("document.querySelector('#timer').innerText > '00:01'")
 
 
 async def test_a_typed_message_is_shown_and_answered(call: Tab) -> None:
-    await _say(call, "how long have we talked")
+    await say(call, "how long have we talked")
 
-    assert re.search("second|minute", await _wait_for_agent_lines(call, 2))
+    assert re.search("second|minute", await wait_for_agent_lines(call, 2))
     assert await call.text("#transcript .you .words") == "how long have we talked"
     assert await call.evaluate("document.querySelector('#message').value") == ""
 
@@ -131,7 +73,7 @@ async def test_a_typed_message_is_shown_and_answered(call: Tab) -> None:
 async def test_mute_silences_the_microphone_until_it_is_pressed_again(house: House, browser: OpenTab) -> None:
     tab = await browser(Person())
     await tab.open(f"{house.url}/")
-    await _start(tab)
+    await start(tab)
     await _wait_for_level(tab, "you", "> 0.2")
 
     await tab.click("#mute")
@@ -167,13 +109,13 @@ async def test_a_refused_microphone_is_explained_and_the_call_goes_on_in_writing
 ) -> None:
     tab = await browser(Person(allows_microphone=False))
     await tab.open(f"{house.url}/")
-    await _start(tab)
+    await start(tab)
 
     await tab.wait_until("document.querySelector('#microphone-problem').innerText.includes('was refused')")
     assert await tab.text("#mute") == "Use mic"
-    assert await _wait_for_agent_lines(tab, 1) == GREETING
-    await _say(tab, "how long have we talked")
-    assert re.search("second|minute", await _wait_for_agent_lines(tab, 2))
+    assert await wait_for_agent_lines(tab, 1) == GREETING
+    await say(tab, "how long have we talked")
+    assert re.search("second|minute", await wait_for_agent_lines(tab, 2))
 
 
 async def test_blocked_sound_is_offered_as_a_button(house: House, browser: OpenTab) -> None:
@@ -197,8 +139,8 @@ async def test_after_a_reload_the_person_returns_to_the_same_call(house: House, 
     await call.click("#return")
 
     await call.wait_until("document.querySelector('#connection').innerText === 'Connected'")
-    await _say(call, "how long have we talked")
-    assert re.search("second|minute", await _wait_for_agent_lines(call, 1))
+    await say(call, "how long have we talked")
+    assert re.search("second|minute", await wait_for_agent_lines(call, 1))
     assert await call.evaluate("sessionStorage.getItem('greenroom.call')") == before
 
 
@@ -216,7 +158,7 @@ async def test_everything_that_can_be_used_has_a_name(lobby: Tab) -> None:
     await lobby.click("summary")
     in_lobby = await _usable(lobby)
     await lobby.click("summary")
-    await _start(lobby)
+    await start(lobby)
     in_call = await _usable(lobby)
 
     assert {"Your name", "Voice", "Opening line", "System prompt", "Start"} <= set(in_lobby)
@@ -238,7 +180,7 @@ async def test_nothing_is_cut_off_on_a_phone(lobby: Tab) -> None:
     widest = "document.documentElement.scrollWidth"
     assert await lobby.evaluate(widest) == PHONE_WIDTH
 
-    await _start(lobby)
+    await start(lobby)
 
     assert await lobby.evaluate(widest) == PHONE_WIDTH
     bottom = await lobby.evaluate("document.querySelector('#message-form').getBoundingClientRect().bottom")
