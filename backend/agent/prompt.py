@@ -26,14 +26,15 @@ FAREWELL = "Goodbye!"
 
 _GOODBYES: Mapping[EndReason, str] = MappingProxyType(
     {
-        EndReason.SILENCE: "I cannot hear you any more, so I will hang up. Goodbye!",
-        EndReason.TIME_LIMIT: "Our time is up. Thank you for the call, and goodbye!",
-        EndReason.VENDOR_FAILED: "I am sorry, I have technical trouble and must end this call. Please try again later.",
-        EndReason.AGENT_FAULT: "I am sorry, I have technical trouble and must end this call. Please try again later.",
-        EndReason.SHUTDOWN: "I am sorry, I must end this call now. Please call again in a moment.",
+        EndReason.SILENCE: "I cannot hear you. Goodbye!",
+        EndReason.TIME_LIMIT: "Our time is up. Goodbye!",
+        EndReason.VENDOR_FAILED: "Sorry, something is broken here. Goodbye!",
+        EndReason.AGENT_FAULT: "Sorry, something is broken here. Goodbye!",
+        EndReason.SHUTDOWN: "Sorry, I must go now. Goodbye!",
         EndReason.GOODBYE: "",  # it has just been said
     }
 )
+"""Short: an agent is given 3 s for its last words, the vendor's delay included."""
 
 
 def system_prompt(session_prompt: str) -> str:

@@ -257,7 +257,11 @@ def _turn(order: int, text: str) -> dict[str, Any]:
 
 
 def _chunks(model: str, reply: str | ToolCall) -> list[dict[str, Any]]:
-    created = {"id": f"chatcmpl-{uuid.uuid4().hex}", "object": "chat.completion.chunk", "created": int(time.time())}
+    created = {
+        "id": f"chatcmpl-{uuid.uuid4().hex}",
+        "object": "chat.completion.chunk",
+        "created": int(time.time()),
+    }
     is_said = isinstance(reply, str)
     deltas: list[dict[str, Any]] = [{"role": "assistant", "content": ""}]
     if isinstance(reply, ToolCall):
@@ -265,9 +269,9 @@ def _chunks(model: str, reply: str | ToolCall) -> list[dict[str, Any]]:
         deltas.append({"tool_calls": [{"index": 0, "id": "call_1", "type": "function", "function": function}]})
     else:
         deltas += [{"content": f"{word} "} for word in reply.split()]
-    choices = [{"index": 0, "delta": delta, "finish_reason": None} for delta in deltas]
+    choices: list[dict[str, Any]] = [{"index": 0, "delta": delta, "finish_reason": None} for delta in deltas]
     choices.append({"index": 0, "delta": {}, "finish_reason": "stop" if is_said else "tool_calls"})
-    chunks: list[dict[str, Any]] = [{**created, "model": model, "choices": [choice]} for choice in choices]
+    chunks = [{**created, "model": model, "choices": [choice]} for choice in choices]
     usage = {"prompt_tokens": 42, "completion_tokens": 9, "total_tokens": 51}
     return [*chunks, {**created, "model": model, "choices": [], "usage": usage}]
 
