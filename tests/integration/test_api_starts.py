@@ -1,13 +1,13 @@
 """A start may be repeated, and what was refused with 503 never happens: whichever part is away."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import itertools
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
 
 from backend.common import keys
-from backend.common.exchange import expire_leases
 from tests.integration.conftest import MakeSettings
 from tests.integration.running_api import Answer, RunningApi, host_is_seen, running_api
 from tests.livekit_server import LiveKitServer
@@ -31,6 +31,26 @@ async def silent_server() -> AsyncIterator[str]:
     async with server:
         yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
         release.set()
+
+
+@asynccontextmanager
+async def relay(livekit: LiveKitServer, is_answered: Callable[[], bool]) -> AsyncIterator[str]:
+    """A way to LiveKit on which something happens: a request is passed on if ``is_answered()``."""
+
+    async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        request = await reader.readuntil(b"\r\n\r\n")
+        request += await reader.readexactly(int(request.lower().partition(b"content-length:")[2].split()[0]))
+        if is_answered():
+            answers, upstream = await asyncio.open_connection("127.0.0.1", livekit.port)
+            upstream.write(request.replace(b"\r\n", b"\r\nConnection: close\r\n", 1))
+            writer.write(await answers.read())
+            upstream.close()
+        else:
+            await reader.read()  # until the client gives up
+        writer.close()
+
+    async with await asyncio.start_server(pass_on, "127.0.0.1", 0) as server:
+        yield f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}"
 
 
 def assert_unavailable(answer: Answer) -> None:
@@ -153,19 +173,36 @@ async def test_the_api_goes_on_by_itself_when_redis_is_back(api: RunningApi, val
     assert (await api.start()).status == 200
 
 
-@pytest.mark.parametrize("has_key", [True, False])
-async def test_what_a_frozen_redis_made_us_refuse_never_happens(api: RunningApi, valkey: Valkey, has_key: bool) -> None:
-    before = await api.started()
-    await api.agent("a")
+async def test_a_frozen_redis_is_not_waited_for(api: RunningApi, valkey: Valkey) -> None:
     valkey.freeze()
-    answers = await asyncio.gather(*(api.start(**({"key": f"k{i}"} if has_key else {})) for i in range(10)))
-    for answer in answers:
+    for answer in await asyncio.gather(*(api.start(key=f"k{number}") for number in range(10))):
         assert_unavailable(answer)
     valkey.thaw()
-    # An answer to a later question on each connection: what lay in front of it has been done.
-    await api.house.run(expire_leases())
-    assert sessions_of(valkey) == [before]
     assert (await api.start()).status == 200
+
+
+@pytest.mark.parametrize("key", [{}, {"key": "k"}], ids=["without a key", "with a key"])
+async def test_what_a_frozen_redis_made_us_refuse_never_happens(
+    make_settings: MakeSettings, livekit: LiveKitServer, valkey: Valkey, key: dict[str, str]
+) -> None:
+    """Frozen between our last question and the start itself: that lies in Redis' socket, and is read when it thaws."""
+    freezes = iter([False, True])
+
+    def passes() -> bool:
+        if next(freezes, False):
+            valkey.freeze()
+        return True
+
+    async with relay(livekit, passes) as address, running_api(make_settings(livekit_url=address)) as api:
+        before = await api.started()  # so that Redis has the script, and runs it when it reads its name
+        await api.agent("a")
+        await api.agent("b")
+        assert_unavailable(await api.start(**key))
+        valkey.thaw()
+        wait_until(valkey.client.ping)
+        valkey.client.connection_pool.disconnect()  # a later connection: what came before it has been done
+        assert valkey.client.zrange(keys.POOL_READY, 0, -1) == ["b"]
+        assert sessions_of(valkey) == [before]
 
 
 async def test_health_answers_soon_while_redis_is_frozen(api: RunningApi, valkey: Valkey) -> None:
@@ -219,28 +256,13 @@ async def test_a_livekit_that_hangs_is_given_up_in_time(make_settings: MakeSetti
 
 async def test_a_livekit_that_is_slow_once_is_asked_again(make_settings: MakeSettings, livekit: LiveKitServer) -> None:
     """The second try succeeds after a second: by then the start must not count as too late."""
-    tries = 0
-
-    async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        nonlocal tries
-        tries += 1
-        request = await reader.readuntil(b"\r\n\r\n")
-        length = int(request.lower().partition(b"content-length:")[2].split()[0])
-        request += await reader.readexactly(length)
-        if tries > 1:
-            upstream_reader, upstream = await asyncio.open_connection("127.0.0.1", livekit.port)
-            upstream.write(request.replace(b"\r\n", b"\r\nConnection: close\r\n", 1))
-            writer.write(await upstream_reader.read())
-            upstream.close()
-        else:
-            await reader.read()  # until the client gives up
-        writer.close()
-
-    async with await asyncio.start_server(relay, "127.0.0.1", 0) as server:
-        address = f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        async with running_api(make_settings(livekit_url=address)) as api:
-            answer = await api.start()
-    assert (answer.status, tries) == (200, 2)
+    tries = itertools.count()
+    async with (
+        relay(livekit, lambda: next(tries) > 0) as address,
+        running_api(make_settings(livekit_url=address)) as api,
+    ):
+        answer = await api.start()
+    assert (answer.status, next(tries)) == (200, 2)
     assert 1 < answer.seconds < SOON
 
 
