@@ -258,8 +258,7 @@ class AgentProcess:
     def press(self, now: float) -> None:
         """Take the ladder's next step when its time has come; ``now`` by the monotonic clock."""
         if self.kill_at is not None and now >= self.kill_at:
-            self._kill_group()
-            self._send(signal.SIGKILL)
+            self._send(signal.SIGKILL)  # its group goes with it, see reap
             self.kill_at = now + TERM_SECONDS
 
     def reap(self) -> int | None:

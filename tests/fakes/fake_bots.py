@@ -106,6 +106,7 @@ async def tell(settings: LauncherSettings, order: image.Order) -> int:
         "descriptors": [os.readlink(f"/proc/self/fd/{name}") for name in _descriptors() if int(name) > 2],
         "is_session_leader": os.getsid(0) == os.getpid(),
         "blocked": sorted(signal.pthread_sigmask(signal.SIG_BLOCK, ())),
+        "wakeup": signal.set_wakeup_fd(-1),
         "on_child": signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL,
         "core": resource.getrlimit(resource.RLIMIT_CORE),
         "random": [random.random(), float(numpy_random.random())],  # noqa: S311  # the generators that a fork shares

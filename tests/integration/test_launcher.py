@@ -166,6 +166,7 @@ def test_an_agent_inherits_nothing_of_the_launchers(launch: Launch, method: str)
     assert told["is_session_leader"]
     assert told["blocked"] == []
     assert told["on_child"]
+    assert told["wakeup"] == -1
     assert told["core"] == [0, 0]
     assert told["room_token"] == SENT
     assert SENT not in str(told["arguments"])

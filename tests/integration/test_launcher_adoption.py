@@ -61,6 +61,7 @@ def test_the_next_launcher_adopts_what_a_killed_one_left(launch: Launch, method:
     crash(launcher)
     assert process.start_time(agent.pid)
     launcher.start()
+    assert "launcher is ready capacity=2 adopted=2" in launcher.log.read_text()  # before the image was loaded
     assert launcher.living() == ["a", "b"]
     assert launcher.spawn("a") == agent
     with pytest.raises(LauncherRefused, match="full"):
@@ -185,6 +186,20 @@ def test_an_exit_that_could_not_be_reported_outlives_its_launcher(launcher: Runn
     launcher.start()
     assert launcher.wait_for_report(agent) == "-9"
     wait_until(lambda: launcher.files() == [])
+
+
+def test_a_launcher_that_stops_waits_a_little_for_redis(launcher: RunningLauncher) -> None:
+    agent = launcher.spawn("a")
+    launcher.arrive(agent)
+    launcher.state("a")
+    launcher.valkey.freeze()
+    with pytest.raises(subprocess.TimeoutExpired):
+        launcher.stop(timeout=0.1)
+    wait_until(lambda: process.start_time(agent.pid) is None)
+    launcher.valkey.thaw()
+    assert launcher.process
+    assert launcher.process.wait(10) == 0
+    assert launcher.record(agent)["exit"] == "-15"
 
 
 def test_a_launcher_stops_without_redis_and_leaves_its_reports_to_the_next(launcher: RunningLauncher) -> None:

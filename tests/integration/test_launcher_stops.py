@@ -117,8 +117,8 @@ def test_a_stop_ends_who_is_warm_at_once_and_who_talks_later(launch: Launch) -> 
     assert time.monotonic() - began < 1.5
     with pytest.raises(LauncherRefused, match="draining"):
         launcher.spawn("c")
-    assert launcher.living() == ["b"]
     wait_until(lambda: client.zrange(keys.HOSTS, 0, -1) == [])
+    assert launcher.living() == ["b"]
     assert launcher.process
     assert launcher.process.wait(10) == 0
     assert time.monotonic() - began >= 3
