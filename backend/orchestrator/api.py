@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import uvicorn
 from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request, Response
 from fastapi.responses import JSONResponse
+from fastapi.security import HTTPBearer
 from loguru import logger
 
 from backend.common import logs
@@ -19,6 +20,8 @@ from backend.orchestrator.broker import make_app
 from backend.orchestrator.errors import InvalidRequestError, UnauthorizedError
 from backend.orchestrator.house import House, open_house
 from backend.orchestrator.schemas import (
+    EXAMPLE_HEALTH,
+    EXAMPLE_STATS,
     EndRequest,
     EndResponse,
     SessionList,
@@ -27,6 +30,7 @@ from backend.orchestrator.schemas import (
     StartResponse,
     TokenRequest,
     TokenResponse,
+    answers,
     error_responses,
 )
 from backend.orchestrator.web import Limits, add_error_answers, add_files
@@ -52,7 +56,10 @@ def the_house(request: Request) -> House:
     return house
 
 
-def the_client(request: Request) -> Client:
+_shown_bearer = HTTPBearer(auto_error=False, description="one of API_KEYS; not needed while none is set")
+
+
+def the_client(request: Request, _: Annotated[object, Depends(_shown_bearer)]) -> Client:
     """Who calls. Raises: UnauthorizedError"""
     doorkeeper: Doorkeeper = request.app.state.doorkeeper
     return doorkeeper.admit(request.headers.get("Authorization"), request.cookies.get(COOKIE))
@@ -140,7 +147,9 @@ async def token(body: TokenRequest, house: TheHouse, client: TheClient, request:
     return TokenResponse(token=fresh, url=settings.public_url)
 
 
-@others.post("/livekit/webhook", tags=["LiveKit"], responses=error_responses(401, 413, 503))
+@others.post(
+    "/livekit/webhook", tags=["LiveKit"], responses=answers({"success": True}) | error_responses(401, 413, 503)
+)
 async def webhook(house: TheHouse, request: Request, authorization: Annotated[str, Header()] = "") -> dict[str, bool]:
     """Take an event of the LiveKit server: a JWT that holds the hash of the raw body. Not for clients."""
     try:
@@ -151,20 +160,22 @@ async def webhook(house: TheHouse, request: Request, authorization: Annotated[st
     return {"success": True}
 
 
-@others.get("/health", tags=["operation"], responses={503: {"description": "No call can be started"}})
+@others.get(
+    "/health", tags=["operation"], responses=answers(EXAMPLE_HEALTH) | {503: {"description": "No call can be started"}}
+)
 async def health(house: TheHouse) -> Response:
     """Tell whether a call can be started (200) or not (503), and the state of each part."""
     is_well, report = await views.health(house)
     return JSONResponse(report, status_code=200 if is_well else 503)
 
 
-@others.get("/livez", tags=["operation"])
+@others.get("/livez", tags=["operation"], responses=answers({"status": "ok"}))
 async def livez() -> dict[str, str]:
     """Tell that this process answers. Do not restart it because Redis is away: it comes back by itself."""
     return {"status": "ok"}
 
 
-@others.get("/stats", tags=["operation"], responses=error_responses(401, 503))
+@others.get("/stats", tags=["operation"], responses=answers(EXAMPLE_STATS) | error_responses(401, 503))
 async def stats(house: TheHouse, _: TrustedClient) -> dict[str, Any]:
     """Show the whole fleet: sessions, agents, pool, line, hosts, Redis, queues."""
     return await views.stats(house)
