@@ -13,6 +13,37 @@ PROMPT_LENGTH = 32_768
 METADATA_BYTES = 4_096
 
 EXAMPLE_ID = "session_1762018728198_9f2c4e6a8b0d1f35"
+EXAMPLE_SESSION: dict[str, JsonValue] = {
+    "sessionId": EXAMPLE_ID,
+    "roomName": EXAMPLE_ID,
+    "status": "ended",
+    "userName": "user_456",
+    "voiceId": "Ashley",
+    "agentId": "a_1762018727911_5d1f_1",
+    "agentPid": 4711,
+    "hostId": "host-1",
+    "generation": 1,
+    "createdAt": "2025-11-01T17:38:48.198Z",
+    "startedAt": "2025-11-01T17:38:48.631Z",
+    "endedAt": "2025-11-01T17:40:53.702Z",
+    "endReason": "client_end",
+    "endedBy": "client",
+    "durationSeconds": 125,
+    "durationMinutes": 3,
+}
+EXAMPLE_HEALTH = {
+    "status": "ok",
+    "components": {name: {"state": "ok", "latencyMs": 0.6} for name in ("redis", "broker", "livekit", "hosts")},
+}
+EXAMPLE_STATS = {
+    "sessions": {"waiting": 0, "assigned": 1, "live": 4, "endedToday": 120},
+    "agents": {"starting": 1, "warm": 2, "busy": 5, "stopping": 0},
+    "pool": {"target": 3, "warm": 2, "starting": 1, "capacity": 50},
+    "waiting": {"count": 0, "oldestSeconds": 0.0},
+    "hosts": [{"hostId": "host-1", "capacity": 50, "warm": 2, "busy": 5, "lastSeenSeconds": 0.7}],
+    "redis": {"connected": True, "latencyMs": 0.3, "usedMemoryBytes": 1_900_000},
+    "queues": {"control": 0, "host.host-1": 0},
+}
 
 
 # A lone surrogate is no character: no store and no voice could take it.
@@ -179,28 +210,7 @@ class SessionView(Reply):
     duration_seconds: int | None
     duration_minutes: int | None
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "example": {
-                "sessionId": EXAMPLE_ID,
-                "roomName": EXAMPLE_ID,
-                "status": "ended",
-                "userName": "user_456",
-                "voiceId": "Ashley",
-                "agentId": "a_1762018727911_5d1f_1",
-                "agentPid": 4711,
-                "hostId": "host-1",
-                "generation": 1,
-                "createdAt": "2025-11-01T17:38:48.198Z",
-                "startedAt": "2025-11-01T17:38:48.631Z",
-                "endedAt": "2025-11-01T17:40:53.702Z",
-                "endReason": "client_end",
-                "endedBy": "client",
-                "durationSeconds": 125,
-                "durationMinutes": 3,
-            }
-        }
-    )
+    model_config = ConfigDict(json_schema_extra={"example": EXAMPLE_SESSION})
 
 
 class SessionList(Reply):
@@ -208,6 +218,8 @@ class SessionList(Reply):
 
     sessions: list[SessionView]
     next_cursor: str | None = Field(description="pass it as cursor for the next page; null at the end")
+
+    model_config = ConfigDict(json_schema_extra={"example": {"sessions": [EXAMPLE_SESSION], "nextCursor": None}})
 
 
 class TokenRequest(Schema):
@@ -244,6 +256,11 @@ class ErrorResponse(BaseModel):
             }
         }
     )
+
+
+def answers(example: object) -> dict[int | str, dict[str, Any]]:
+    """What FastAPI's ``responses=`` takes, for a call whose answer has no class of its own."""
+    return {200: {"content": {"application/json": {"example": example}}}}
 
 
 def error_responses(*codes: int) -> dict[int | str, dict[str, Any]]:
