@@ -170,6 +170,9 @@ class Call:
         if reason == rtc.DisconnectReason.DUPLICATE_IDENTITY:
             # Whoever joined as us last has the room. Was it a stale agent, then it leaves again, and a successor comes.
             self._end(EndReason.AGENT_LOST, is_ours=False)
+        elif reason == rtc.DisconnectReason.ROOM_CLOSED:
+            # The server saw the caller leave 20 s ago. We are not told of one who leaves within moments of joining.
+            self._end(self._clock.absence)
         else:
             self._end(EndReason.ROOM_LOST)
 

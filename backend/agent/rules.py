@@ -80,6 +80,11 @@ class Clock:
         """Whether the caller could ever hear this agent."""
         return self._begun_at is not None
 
+    @property
+    def absence(self) -> EndReason:
+        """What it is called when there is no caller: one who was heard has left, another never came."""
+        return EndReason.CALLER_LEFT if self._was_met else EndReason.NOBODY_CAME
+
     def talked_seconds(self, now: float) -> float:
         """Return how long the caller has been able to hear this agent."""
         return 0.0 if self._begun_at is None else now - self._begun_at
@@ -118,9 +123,7 @@ class Clock:
         if now < self._waits_until(is_caller_here):
             return None
         # A dead server looks like a caller who left, and is found out 16 s later.
-        if not is_connected:
-            return EndReason.ROOM_LOST
-        return EndReason.CALLER_LEFT if self._was_met else EndReason.NOBODY_CAME
+        return self.absence if is_connected else EndReason.ROOM_LOST
 
     def _waits_until(self, is_caller_here: bool) -> float:
         if self._was_met and self._absent_since is not None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -51,7 +52,7 @@ class FakeCaller:
         self._tasks: set[asyncio.Task[None]] = set()
         self.room.on("track_subscribed", lambda track, _, __: self._start(self._listen(track)))
         self.room.on("participant_attributes_changed", self._on_attributes)
-        self.room.on("disconnected", lambda: self.is_out.set())
+        self.room.on("disconnected", self.is_out.set)
         self.room.register_text_stream_handler("lk.transcription", lambda *told: self._start(self._read(*told)))
 
     async def __aenter__(self) -> "FakeCaller":
@@ -155,7 +156,7 @@ class FakeCaller:
         if "lk.agent.state" in changed:
             self.states.append(changed["lk.agent.state"])
 
-    def _start(self, work: "asyncio._CoroutineLike[None]") -> None:
+    def _start(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -21,7 +21,7 @@ class FakeLink:
     begun: int = 0
     ended: list[EndReason] = field(default_factory=list)
     turns: list[Turn] = field(default_factory=list)
-    progress: Callable[[], Progress] = Progress
+    progress: Callable[[], Progress] = field(default_factory=lambda: Progress)
     inbox: "asyncio.Queue[Command]" = field(default_factory=asyncio.Queue)
 
     async def confirm(self) -> bool:

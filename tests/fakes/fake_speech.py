@@ -7,7 +7,7 @@ from functools import cache
 
 import espeakng_loader
 import numpy as np
-import soxr
+import soxr  # type: ignore[import-untyped]  # it ships no types
 
 WORDS_PER_MINUTE = 160
 _SYNCHRONOUS, _UTF8, _RATE = 2, 1, 1  # espeak_ng/speak_lib.h
@@ -29,13 +29,13 @@ def main(text: str) -> None:
     native_rate = library.espeak_Initialize(_SYNCHRONOUS, 0, espeakng_loader.get_data_path().encode(), 0)
     sound = bytearray()
 
-    @_ON_SOUND
     def keep(samples: object, count: int, _: int | None) -> int:
         if samples and count > 0:
             sound.extend(ctypes.string_at(samples, count * 2))  # type: ignore[arg-type]  # a pointer
         return 0
 
-    library.espeak_SetSynthCallback(keep)
+    on_sound = _ON_SOUND(keep)
+    library.espeak_SetSynthCallback(on_sound)
     library.espeak_SetVoiceByName(b"en-us")
     library.espeak_SetParameter(_RATE, WORDS_PER_MINUTE, 0)
     encoded = text.encode()

@@ -14,7 +14,6 @@ import pytest
 from backend.common.contract import AGENT_IDENTITY
 from tests.fakes.fake_caller import FakeCaller
 from tests.livekit_server import CALLER, LiveKitServer
-from tests.waiting import wait_until_async
 
 COMMAND = (sys.executable, "-m", "backend.agent")
 STUCK = """
@@ -75,12 +74,9 @@ async def test_a_signal_ends_a_talking_agent_at_once_and_its_log_holds_no_secret
 
 async def test_an_agent_whose_room_is_deleted_says_so_with_its_exit_code(livekit: LiveKitServer) -> None:
     room = await livekit.create_room()
-    async with an_agent(livekit, room) as agent:
-
-        async def has_joined() -> bool:
-            return AGENT_IDENTITY in await livekit.identities(room)
-
-        await wait_until_async(has_joined, timeout=15)
+    async with an_agent(livekit, room) as agent, FakeCaller() as caller:
+        await caller.join(livekit.url, livekit.token(room, CALLER))
+        await caller.sound(timeout=15)
         await livekit.delete_room(room)
         await asyncio.wait_for(agent.wait(), 5)
         assert agent.returncode == 21

@@ -2,28 +2,25 @@
 
 import asyncio
 import time
-import uuid
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 
 import pytest
 from livekit import rtc
 
-from backend.agent import bots
 from backend.agent import call as call_module
 from backend.agent import prompt, rules
-from backend.agent.briefing import Briefing, Turn
+from backend.agent.briefing import Turn
 from backend.agent.ending import GOODBYE_SECONDS
 from backend.agent.room import Room
 from backend.agent.rules import Clock
 from backend.common.contract import AGENT_IDENTITY, EndReason, Order
-from backend.common.settings import LauncherSettings
 from tests.fakes.fake_caller import LOUD, FakeCaller
 from tests.fakes.fake_link import FakeLink
 from tests.livekit_server import CALLER, LiveKitServer
+from tests.running_call import OPENING, NoWatchdog, a_call
 from tests.waiting import wait_until_async
 
-OPENING = "Hello, and welcome."
+LONG = "One, two, three, four, five, six, seven, eight, nine, ten, and so on, " * 3
 
 
 @pytest.fixture(scope="module")
@@ -34,88 +31,23 @@ def livekit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveKitServer]
     server.kill()
 
 
-class NoWatchdog:
-    """Here the agent is not alone in its process, which must not end with it."""
-
-    def __init__(self, _: object) -> None:
-        pass
-
-    def arm(self, _: float) -> None:
-        """Do nothing."""
-
-    async def stay_watched(self, _: object) -> None:
-        """Do nothing."""
-
-
 @pytest.fixture(autouse=True)
 def _no_watchdog(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(call_module, "Watchdog", NoWatchdog)
 
 
-class Running:
-    """A bot at work in this process, and its caller."""
-
-    def __init__(self, server: LiveKitServer, room: str, link: FakeLink, bot: "asyncio.Task[EndReason]") -> None:
-        self.server, self.room, self.link, self.bot = server, room, link, bot
-        self.caller = FakeCaller()
-        self.started_at = time.monotonic()
-
-    async def caller_joins(self, *, with_microphone: bool = True) -> FakeCaller:
-        """Bring the caller in; a second time: a new client of the same caller."""
-        token = self.server.token(self.room, CALLER)
-        await self.caller.join(self.server.url, token, with_microphone=with_microphone)
-        return self.caller
-
-    async def caller_is_greeted(self) -> FakeCaller:
-        """Bring the caller in, and wait until the opening line is over."""
-        await self.caller_joins()
-        await self.caller.utterance()
-        return self.caller
-
-    async def reason(self, *, within: float) -> EndReason:
-        """Wait for the end."""
-        async with asyncio.timeout(within):
-            return await asyncio.shield(self.bot)
-
-
-@asynccontextmanager
-async def a_call(server: LiveKitServer, link: FakeLink | None = None, **wishes: object) -> AsyncIterator[Running]:
-    """Start a bot in a fresh room; ``wishes`` are fields of the settings, or of the briefing."""
-    link, room = link or FakeLink(), f"session_{uuid.uuid4().hex[:12]}"
-    if not wishes.pop("is_room_late", False):
-        await server.create_room(room)
-    fields = {name: wishes.pop(name) for name in list(wishes) if name in LauncherSettings.model_fields}
-    settings = LauncherSettings.model_validate({"livekit_url": server.url, "voice": "demo", **fields})
-    known = {"longest_seconds": 600.0, "opening_line": OPENING, "caller_identity": CALLER, **wishes}
-    briefing = Briefing(
-        session_id=room,
-        generation=1,
-        agent_id="agent-1",
-        host_id="host-1",
-        livekit_url=server.url,
-        room_token=server.agent_token(room),
-        **known,  # type: ignore[arg-type]  # the tests know the fields
-    )
-    bot = asyncio.ensure_future(bots.find(settings.agent_bot, settings)(briefing, link))
-    call = Running(server, room, link, bot)
-    try:
-        yield call
-    finally:
-        await call.caller.leave()
-        link.tell(Order.END)  # without a word
-        async with asyncio.timeout(10):
-            await asyncio.gather(bot, return_exceptions=True)
-
-
-async def test_the_opening_line_is_heard_from_its_first_syllable_and_the_call_begins_then(livekit: LiveKitServer) -> None:
-    async with a_call(livekit) as call:
+async def test_the_opening_line_is_heard_from_its_first_syllable_and_the_call_begins_then(
+    livekit: LiveKitServer,
+) -> None:
+    opening = "Hello, and welcome to this little call of ours."
+    async with a_call(livekit, opening_line=opening) as call:
         caller = await call.caller_joins()
         first, last = await caller.utterance()
         assert call.link.begun == 1
-        call.link.tell(Order.SAY, OPENING)  # to a caller who listens already: nothing of it can be lost
+        call.link.tell(Order.SAY, opening)  # to a caller who listens already: nothing of it can be lost
         again_first, again_last = await caller.utterance(since=time.monotonic())
-        assert last - first == pytest.approx(again_last - again_first, abs=0.1)
-        assert [turn.text for turn in call.link.turns] == [OPENING, OPENING]
+        assert last - first > again_last - again_first - 0.1
+        assert [turn.text for turn in call.link.turns] == [opening, opening]
 
 
 async def test_a_spoken_question_is_answered_once_and_shown(
@@ -135,13 +67,12 @@ async def test_a_spoken_question_is_answered_once_and_shown(
         assert {"listening", "thinking", "speaking"} <= set(caller.states)
         await caller.silence(seconds=1.5)
         assert len(call.link.turns) == 3
-        assert call.link.progress().usage["characters"] > len(OPENING)
 
 
 async def test_the_caller_can_interrupt_a_long_answer(livekit: LiveKitServer) -> None:
     async with a_call(livekit) as call:
         caller = await call.caller_is_greeted()
-        call.link.tell(Order.SAY, "One, two, three, four, five, six, seven, eight, nine, ten, and so on, " * 3)
+        call.link.tell(Order.SAY, LONG)
         await caller.sound(since=time.monotonic())
         began_at = time.monotonic()
         await caller.say("Wait a moment please, I have to say something.")
@@ -208,20 +139,20 @@ async def test_silence_is_asked_about_and_then_ends_the_call(livekit: LiveKitSer
 
 
 async def test_the_time_limit_is_announced_and_then_ends_the_call(livekit: LiveKitServer) -> None:
-    link = FakeLink(left_seconds=6.0)
+    link = FakeLink(left_seconds=9.0)
     async with a_call(livekit, link) as call:
         await call.caller_joins()
         await call.caller.sound()
         began_at = time.monotonic()
         await call.link.recorded("seconds")
         assert await call.reason(within=10) is EndReason.TIME_LIMIT
-        assert time.monotonic() - began_at == pytest.approx(6.0, abs=GOODBYE_SECONDS + 0.5)
+        assert time.monotonic() - began_at == pytest.approx(9.0, abs=GOODBYE_SECONDS + 0.5)
 
 
 async def test_an_end_command_cuts_a_long_speech_with_a_goodbye_that_is_heard(livekit: LiveKitServer) -> None:
     async with a_call(livekit) as call:
         caller = await call.caller_is_greeted()
-        call.link.tell(Order.SAY, "One, two, three, four, five, six, seven, eight, nine, ten, and so on, " * 3)
+        call.link.tell(Order.SAY, LONG)
         await caller.sound(since=time.monotonic())
         call.link.tell(Order.END, reason=EndReason.CLIENT_END)
         ended_at = time.monotonic()
@@ -322,7 +253,15 @@ async def test_a_fault_of_our_own_ends_the_call(livekit: LiveKitServer, monkeypa
 async def test_the_tone_is_heard_until_the_caller_leaves(livekit: LiveKitServer) -> None:
     async with a_call(livekit, agent_bot="tone", caller_grace_seconds=0.5) as call:
         await call.caller_joins()
-        await call.caller.sound()
+        # One who leaves within moments of joining may not be seen to leave before the room is closed.
+        await wait_until_async(lambda: len(call.caller.heard) > 100, what="a second of sound is heard")
         assert call.link.begun == 1
         await call.caller.leave()
         assert await call.reason(within=3) is EndReason.CALLER_LEFT
+
+
+async def test_a_room_that_closes_because_nobody_is_in_it_is_no_fault_of_the_platform(livekit: LiveKitServer) -> None:
+    async with a_call(livekit, departure_timeout=1, caller_grace_seconds=15.0) as call:
+        await call.caller_is_greeted()
+        await call.caller.leave()
+        assert await call.reason(within=6) is EndReason.CALLER_LEFT

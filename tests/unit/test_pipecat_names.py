@@ -1,4 +1,4 @@
-"""The names that are not Pipecat's and LiveKit's public ones, but used all the same: an upgrade must fail here, not in a call."""
+"""Names of Pipecat and LiveKit that are not public, but used all the same: an upgrade fails here, not in a call."""
 
 import inspect
 from importlib.metadata import version
@@ -8,7 +8,12 @@ from livekit import rtc
 from pipecat.frames.frames import TTSSpeakFrame
 from pipecat.services.tts_service import TTSService
 from pipecat.services.websocket_service import WebsocketService
-from pipecat.transports.livekit.transport import LiveKitParams, LiveKitTransport, LiveKitTransportClient
+from pipecat.transports.livekit.transport import (
+    LiveKitCallbacks,
+    LiveKitParams,
+    LiveKitTransport,
+    LiveKitTransportClient,
+)
 
 
 @pytest.fixture
@@ -25,7 +30,7 @@ async def test_the_transport_keeps_its_client_with_all_that_a_second_one_needs(t
     client = transport._client
     assert isinstance(client, LiveKitTransportClient)
     assert client._params is transport._params
-    assert client._callbacks
+    assert isinstance(client._callbacks, LiveKitCallbacks)
     assert client._transport_name
     wanted = ["self", "url", "token", "room_name", "params", "callbacks", "transport_name"]
     assert list(inspect.signature(LiveKitTransportClient.__init__).parameters) == wanted
@@ -36,8 +41,8 @@ async def test_input_and_output_take_the_client_from_the_transport_when_they_are
 ) -> None:
     replaced = LiveKitTransportClient("", "", "room", LiveKitParams(), transport._client._callbacks, "name")
     transport._client = replaced
-    assert transport.input()._client is replaced  # type: ignore[attr-defined]  # the LiveKit input's
-    assert transport.output()._client is replaced  # type: ignore[attr-defined]  # the LiveKit output's
+    assert transport.input()._client is replaced
+    assert transport.output()._client is replaced
 
 
 async def test_the_client_uses_its_room_by_the_property(transport: LiveKitTransport) -> None:
@@ -50,7 +55,7 @@ async def test_the_client_uses_its_room_by_the_property(transport: LiveKitTransp
 
 
 def test_connect_is_wrapped_in_retries_and_the_bare_one_can_be_had() -> None:
-    bare = LiveKitTransportClient.connect.__wrapped__  # type: ignore[attr-defined]  # tenacity's
+    bare = LiveKitTransportClient.connect.__wrapped__
     assert inspect.iscoroutinefunction(bare)
     assert "_connected" in inspect.getsource(bare)
 
