@@ -95,7 +95,7 @@ def _build() -> None:
         # No C compiler is needed, and no newer Go is fetched behind the user's back.
         environment |= {"GOBIN": folder, "CGO_ENABLED": "0", "GOTOOLCHAIN": "local"}
         what = f"building LiveKit server {VERSION}"
-        steps.run((go, "install", MODULE), what=what, about="once, 90 s on two cores", environment=environment)
+        steps.run((go, "install", MODULE), what=what, about="once, 90 s to some minutes", environment=environment)
         # The module's command is called server.
         os.replace(Path(folder) / "server", BUILT)
     shutil.rmtree(BORROWED_GO_FILES, ignore_errors=True)
