@@ -77,4 +77,3 @@ class Link(Protocol):
 
 Bot = Callable[[Briefing, Link], Awaitable[EndReason]]
 """Runs one session, from joining the room to leaving it, and says why it ended."""
-

@@ -29,13 +29,6 @@ from backend.common.settings import LauncherSettings, read
 
 COMMAND = (sys.executable, "-m", "backend.agent.image")
 
-_QUIET_LIBRARIES = {
-    # Their worker threads do not survive a fork, and a lock that one of them held is held for ever in the child.
-    "OPENBLAS_NUM_THREADS": "1",
-    "OMP_NUM_THREADS": "1",
-    # onnxruntime's telemetry: a thread, a database that stays open, and reports to its maker.
-    "ORT_DISABLE_TELEMETRY": "1",
-}
 _PR_SET_NAME, _PR_SET_NO_NEW_PRIVS = 15, 38
 
 
@@ -71,8 +64,7 @@ def prepare(settings: LauncherSettings) -> Starter:
 
 def load(settings: LauncherSettings) -> Life:
     """Import and load all that an agent needs, and let the garbage collector leave it alone."""
-    os.environ.update(_QUIET_LIBRARIES)
-    from backend.agent import bots, standby  # noqa: PLC0415  # slow, and only after the lines above
+    from backend.agent import bots, standby  # noqa: PLC0415  # slow, and of no use to a launcher that spawns
 
     try:
         bot = bots.find(settings.agent_bot, settings)

@@ -28,9 +28,9 @@ _GOODBYES: Mapping[EndReason, str] = MappingProxyType(
     {
         EndReason.SILENCE: "I cannot hear you. Goodbye!",
         EndReason.TIME_LIMIT: "Our time is up. Goodbye!",
-        EndReason.VENDOR_FAILED: "Sorry, something is broken here. Goodbye!",
-        EndReason.AGENT_FAULT: "Sorry, something is broken here. Goodbye!",
-        EndReason.SHUTDOWN: "Sorry, I must go now. Goodbye!",
+        EndReason.VENDOR_FAILED: "Sorry, something broke. Goodbye!",
+        EndReason.AGENT_FAULT: "Sorry, something broke. Goodbye!",
+        EndReason.SHUTDOWN: "I must go now. Goodbye!",
         EndReason.GOODBYE: "",  # it has just been said
     }
 )

@@ -2,7 +2,7 @@
 
 import os
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 import redis.asyncio
 from loguru import logger
@@ -18,21 +18,33 @@ KEPT_SECONDS = 7 * 24 * 3_600
 
 
 class SessionLog:
-    """Writes every line to ``LOG_DIR/<session>.log`` at once and to Redis with the next ``flush``."""
+    """Writes every line to ``LOG_DIR/<session>.log`` at once and to Redis with the next ``flush``.
 
-    def __init__(self, settings: CommonSettings, session_id: str) -> None:
-        self._key = keys.session_logs(session_id)
+    Made while the agent is warm: adding a sink costs 10 ms, which the claim does not have. Until ``begin``
+    nothing is kept.
+    """
+
+    def __init__(self, settings: CommonSettings) -> None:
+        self._log_dir = settings.log_dir
         self._render = logs.as_json if settings.log_format == "json" else logs.as_text
         self._unsent: deque[str] = deque(maxlen=KEPT_LINES)
-        settings.log_dir.mkdir(parents=True, exist_ok=True)
-        # A log names callers' sessions: nobody but the owner reads it.
-        descriptor = os.open(settings.log_dir / f"{session_id}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        self._file = os.fdopen(descriptor, "w", encoding="utf-8", buffering=1)
+        self._key = ""
+        self._file: TextIO | None = None
         logger.add(
             self._write, level=settings.log_level, filter=logs.is_ours_or_serious, format="{message}", catch=True
         )
 
+    def begin(self, session_id: str) -> None:
+        """From here on the lines are this session's. Raises: OSError when there is no place for them"""
+        self._log_dir.mkdir(parents=True, exist_ok=True)
+        # A log names callers' sessions: nobody but the owner reads it.
+        descriptor = os.open(self._log_dir / f"{session_id}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        self._file = os.fdopen(descriptor, "w", encoding="utf-8", buffering=1)
+        self._key = keys.session_logs(session_id)
+
     def _write(self, message: "Message") -> None:
+        if self._file is None:
+            return
         line = self._render(message.record)
         self._file.write(line + "\n")
         self._unsent.append(line)

@@ -66,7 +66,7 @@ class Standby:
         self._inbox_client = _connect(settings, seconds=INBOX_SECONDS)
         self._link = RedisLink(self._exchange, self._client, agent, settings)
         self._work: asyncio.Future[Assignment] = asyncio.get_running_loop().create_future()
-        self._log: SessionLog | None = None
+        self._log = SessionLog(settings)
 
     async def live(self, bot: Bot) -> int:
         """Arrive and wait; hold the session that comes; returns the exit code."""
@@ -85,8 +85,7 @@ class Standby:
         """Send the last log lines, close the connections."""
         self._link.close()
         with contextlib.suppress(RedisError):  # the file has them
-            if self._log:
-                await self._log.flush(self._client)
+            await self._log.flush(self._client)
         await self._client.aclose()
         await self._inbox_client.aclose()
 
@@ -116,7 +115,7 @@ class Standby:
                 return None
             self._link.hold(assignment, record)
             logger.configure(extra={**_bound(self._agent), "session_id": assignment.session_id})
-            self._log = SessionLog(self._settings, assignment.session_id)
+            self._log.begin(assignment.session_id)
             return _briefing(self._agent, self._settings, assignment, (record, prompt, turns))
         return None
 
@@ -154,7 +153,8 @@ class Standby:
             except RedisError:
                 await asyncio.sleep(AFTER_A_FAULT_SECONDS)
                 continue
-            for last_id, fields in _entries(reply):
+            for entry_id, fields in _entries(reply):
+                last_id = entry_id
                 self._obey(fields)
 
     def _obey(self, fields: Mapping[str, str]) -> None:
@@ -176,8 +176,7 @@ class Standby:
             try:
                 call = heartbeat(self._agent, self._link.assignment, self._link.progress())
                 await self._heed(await self._exchange.run(self._client, call))
-                if self._log:
-                    await self._log.flush(self._client)
+                await self._log.flush(self._client)
             except RedisError:
                 await asyncio.sleep(AFTER_A_FAULT_SECONDS)
                 continue
