@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import TypeVar
 
 import aiohttp
+from google.protobuf.message import DecodeError
 from livekit import api
 from loguru import logger
 
@@ -110,10 +111,15 @@ class Rooms:
 
         Raises: UnavailableError when LiveKit does not do it in time.
         """
-        try:
-            await self._ask(lambda: self._service.room.delete_room(api.DeleteRoomRequest(room=session_id)))
-        except api.ServerError:
-            return  # not_found: it is gone, which is what was wanted
+
+        async def delete_if_there() -> None:
+            try:
+                await self._service.room.delete_room(api.DeleteRoomRequest(room=session_id))
+            except api.ServerError as error:
+                if error.code != "not_found":
+                    raise
+
+        await self._ask(delete_if_there)
 
     async def list_ours(self) -> list[RoomInfo]:
         """Every room of this deployment.
@@ -142,13 +148,11 @@ class Rooms:
                 async with asyncio.timeout(CALL_SECONDS):
                     return await call()
             except api.ServerError as error:
-                if error.code == "not_found":
-                    raise
                 if error.status < 500:
-                    logger.error("LiveKit refuses us: check LIVEKIT_API_KEY and LIVEKIT_API_SECRET", code=error.code)
-                    raise UnavailableError("LiveKit refuses this server's key: tell its operator") from None
+                    logger.error("LiveKit refuses us: check LIVEKIT_URL, _API_KEY and _API_SECRET", code=error.code)
+                    raise UnavailableError("LiveKit refuses this server's requests: tell its operator") from None
                 fault: Exception = error
-            except (TimeoutError, aiohttp.ClientError, OSError) as error:
+            except (TimeoutError, aiohttp.ClientError, OSError, DecodeError) as error:  # the last: no LiveKit server
                 fault = error
             if tries_left:
                 await asyncio.sleep(PAUSE_SECONDS)
