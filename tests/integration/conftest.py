@@ -1,11 +1,14 @@
 """What the integration tests share."""
 
+import secrets
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
 
 from backend.common.settings import PROGRAMS, ApiSettings
+from backend.orchestrator.broker import make_app
+from backend.orchestrator.house import House, open_house
 from tests.integration.desk import Desk
 from tests.integration.running_api import RunningApi, running_api
 from tests.livekit_server import LiveKitServer
@@ -60,3 +63,12 @@ async def api(make_settings: MakeSettings) -> AsyncIterator[RunningApi]:
     """The API with nothing set that need not be."""
     async with running_api(make_settings()) as running:
         yield running
+
+
+@pytest.fixture
+async def house(make_settings: MakeSettings) -> AsyncIterator[House]:
+    """What the use cases work with, as a Celery task has it."""
+    settings = make_settings(deployment_id=f"d{secrets.token_hex(4)}")
+    opened = open_house(settings, make_app(settings))
+    yield opened
+    await opened.close()

@@ -123,6 +123,21 @@ async def running_api(settings: ApiSettings) -> AsyncIterator[RunningApi]:
         await serving
 
 
+@asynccontextmanager
+async def silent_server() -> AsyncIterator[str]:
+    """A server that takes connections and never answers; gives its address."""
+    release = asyncio.Event()
+
+    async def hold(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await release.wait()
+        writer.close()
+
+    server = await asyncio.start_server(hold, "127.0.0.1", 0)
+    async with server:
+        yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        release.set()
+
+
 def host_is_seen(valkey: Valkey, host_id: str = HOST, *, capacity: int = 10, cores: int = 2) -> None:
     """Say what a host's launcher says every two seconds."""
     now_ms = valkey.now_ms()

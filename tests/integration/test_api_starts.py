@@ -9,28 +9,13 @@ import pytest
 
 from backend.common import keys
 from tests.integration.conftest import MakeSettings
-from tests.integration.running_api import Answer, RunningApi, host_is_seen, running_api
+from tests.integration.running_api import Answer, RunningApi, host_is_seen, running_api, silent_server
 from tests.livekit_server import LiveKitServer
 from tests.valkey_server import Valkey, free_port
 from tests.waiting import wait_until, wait_until_async
 
 SOON = 3.0
 """A client's patience: within so many seconds every outage is answered."""
-
-
-@asynccontextmanager
-async def silent_server() -> AsyncIterator[str]:
-    """A server that takes connections and never answers; gives its address."""
-    release = asyncio.Event()
-
-    async def hold(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await release.wait()
-        writer.close()
-
-    server = await asyncio.start_server(hold, "127.0.0.1", 0)
-    async with server:
-        yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        release.set()
 
 
 @asynccontextmanager
@@ -272,7 +257,7 @@ async def test_a_livekit_that_does_not_know_our_key_is_503_and_says_whose_fault_
     async with running_api(make_settings(livekit_api_secret="x" * 40)) as api:
         answer = await api.start()
     assert (answer.status, answer.body["error"]) == (503, "unavailable")
-    assert "key" in answer.body["detail"]
+    assert "operator" in answer.body["detail"]
     assert "x" * 40 not in answer.text
 
 

@@ -1,0 +1,145 @@
+"""Rooms on a real LiveKit server, and what happens when it is not one."""
+
+import asyncio
+import itertools
+import time
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+from livekit import api as livekit_api
+from livekit import rtc
+
+from backend.orchestrator.errors import UnavailableError
+from backend.orchestrator.house import House
+from backend.orchestrator.rooms import DEPARTURE_TIMEOUT_SECONDS, EMPTY_TIMEOUT_SECONDS, Rooms
+from tests.integration.conftest import MakeSettings
+from tests.integration.running_api import silent_server
+from tests.livekit_server import LiveKitServer
+from tests.valkey_server import free_port
+
+ROOM = "session_1762018728198_00000000000000aa"
+GIVEN_UP_SECONDS = 2.5
+"""Two tries of a second, and the pause between them."""
+
+
+async def find(livekit: LiveKitServer, name: str) -> Any:
+    """The room as the server has it; None when it is not there."""
+    async with livekit.api() as service:
+        found = (await service.room.list_rooms(livekit_api.ListRoomsRequest(names=[name]))).rooms
+    return found[0] if found else None
+
+
+async def test_a_room_is_made_once_with_the_times_of_a_call(house: House, livekit: LiveKitServer) -> None:
+    await house.rooms.create(ROOM)
+    made = await find(livekit, ROOM)
+    await house.rooms.create(ROOM)
+    again = await find(livekit, ROOM)
+    assert (made.empty_timeout, made.departure_timeout) == (EMPTY_TIMEOUT_SECONDS, DEPARTURE_TIMEOUT_SECONDS)
+    assert again.sid == made.sid
+
+
+async def test_a_room_is_deleted_however_often_it_is_asked(house: House, livekit: LiveKitServer) -> None:
+    await house.rooms.create(ROOM)
+    for _ in range(2):
+        await house.rooms.delete(ROOM)
+        assert await find(livekit, ROOM) is None
+
+
+async def test_only_rooms_of_this_deployment_are_listed(house: House, livekit: LiveKitServer) -> None:
+    await house.rooms.create(ROOM)
+    await livekit.create_room("somebody-elses")
+    (listed,) = await house.rooms.list_ours()
+    assert listed.name == ROOM
+    assert abs(listed.created_at_seconds - time.time()) < 10
+    await house.rooms.delete(ROOM)
+
+
+async def test_a_token_opens_its_room_until_that_is_deleted(house: House, livekit: LiveKitServer) -> None:
+    await house.rooms.create(ROOM)
+    token = house.rooms.caller_token(ROOM, "caller_1", "Ann")
+    room = rtc.Room()
+    await room.connect(livekit.url, token)
+    assert await livekit.identities(ROOM) == {"caller_1"}
+    gone = asyncio.Event()
+    room.on("disconnected", lambda *_: gone.set())
+    await house.rooms.delete(ROOM)
+    await asyncio.wait_for(gone.wait(), 5)
+    with pytest.raises(rtc.ConnectError):
+        await rtc.Room().connect(livekit.url, token)
+
+
+async def test_a_caller_cannot_manage_rooms_with_the_token(house: House, livekit: LiveKitServer) -> None:
+    await house.rooms.create(ROOM)
+    tokens = (house.rooms.caller_token(ROOM, "caller_1", "Ann"), house.rooms.agent_token(ROOM))
+    asked: list[tuple[str, dict[str, str]]] = [
+        ("ListRooms", {}),
+        ("DeleteRoom", {"room": ROOM}),
+        ("CreateRoom", {"name": "x"}),
+    ]
+    async with aiohttp.ClientSession(livekit.url.replace("ws", "http", 1)) as http:
+        for token, (method, body) in itertools.product(tokens, asked):
+            headers = {"Authorization": f"Bearer {token}"}
+            async with http.post(f"/twirp/livekit.RoomService/{method}", json=body, headers=headers) as answer:
+                assert answer.status in (401, 403)
+    assert await find(livekit, ROOM) is not None
+    await house.rooms.delete(ROOM)
+
+
+# -- a server that is away, or is none
+
+
+async def give_up(rooms: Rooms) -> float:
+    """See that every call fails in one way and in time; returns how long the slowest took."""
+    slowest = 0.0
+    try:
+        for call in (rooms.create(ROOM), rooms.delete(ROOM), rooms.list_ours(), rooms.ping()):
+            before = time.monotonic()
+            with pytest.raises(UnavailableError):
+                await call
+            slowest = max(slowest, time.monotonic() - before)
+    finally:
+        await rooms.close()
+    return slowest
+
+
+async def test_a_server_that_is_down_is_given_up(make_settings: MakeSettings) -> None:
+    assert await give_up(Rooms(make_settings(livekit_url=f"ws://127.0.0.1:{free_port()}"))) < GIVEN_UP_SECONDS
+
+
+async def test_a_server_that_hangs_is_given_up(make_settings: MakeSettings) -> None:
+    async with silent_server() as address:
+        assert await give_up(Rooms(make_settings(livekit_url=f"ws://{address}"))) < GIVEN_UP_SECONDS
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (500, '{"code": "internal", "msg": "x"}'),
+        (503, '{"code": "unavailable", "msg": "x"}'),
+        (404, '{"code": "not_found", "msg": "no such page"}'),
+        (404, "<html>not a LiveKit server</html>"),
+        (200, "<html>not a LiveKit server</html>"),
+        (401, '{"code": "unauthenticated", "msg": "x"}'),
+        (429, '{"code": "resource_exhausted", "msg": "x"}'),
+    ],
+)
+async def test_a_server_that_answers_nonsense_is_given_up(make_settings: MakeSettings, status: int, body: str) -> None:
+    async def respond(_: web.Request) -> web.Response:
+        return web.Response(status=status, text=body, content_type="application/json")
+
+    application = web.Application()
+    application.router.add_route("*", "/{path:.*}", respond)
+    runner = web.AppRunner(application)
+    await runner.setup()
+    port = free_port()
+    await web.TCPSite(runner, "127.0.0.1", port).start()
+    rooms = Rooms(make_settings(livekit_url=f"ws://127.0.0.1:{port}"))
+    try:
+        for call in (rooms.create(ROOM), rooms.list_ours(), rooms.ping()):
+            with pytest.raises(UnavailableError):
+                await call
+    finally:
+        await rooms.close()
+        await runner.cleanup()
