@@ -1,6 +1,8 @@
 """A Valkey that a test can kill, freeze and start again on the same append-only file."""
 
+import contextlib
 import importlib.util
+import random
 import signal
 import socket
 import subprocess
@@ -13,15 +15,18 @@ import redis
 from tests import leaks
 from tests.waiting import wait_until
 
+_draw = random.SystemRandom()  # not the one that a random order of tests seeds: two runs must not draw the same
 BROKER_DATABASE = 1
 """Celery's: the next database after that of ``url``."""
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that nobody uses now, and that no outgoing connection will be given: those start at 32768."""
+    while True:
+        port = _draw.randrange(15_000, 32_768)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("", port))
+            return port
 
 
 class Valkey:
