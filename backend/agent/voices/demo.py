@@ -35,8 +35,8 @@ class Timbre:
 TIMBRES = {
     "Ashley": Timbre("en-us+f2", 55, 165),
     "Craig": Timbre("en-us+m3", 35, 180),
-    "Edward": Timbre("en-gb+m1", 45, 165),
-    "Olivia": Timbre("en-gb+f3", 50, 165),
+    "Edward": Timbre("en+m1", 45, 165),
+    "Olivia": Timbre("en-gb-x-rp+f3", 50, 165),
     "Priya": Timbre("en-us+f4", 65, 160),
     "Wendy": Timbre("en-us+f5", 45, 180),
 }

@@ -49,7 +49,7 @@ _NOISE = 25
 
 
 def speaking() -> Answer:
-    """Load espeak-ng and return what speaks a text; a voice that it does not have leaves the last one."""
+    """Load espeak-ng and return what speaks a text."""
     import espeakng_loader  # noqa: PLC0415  # found only after its folder was added
 
     library = ctypes.CDLL(espeakng_loader.get_library_path())
@@ -69,7 +69,8 @@ def speaking() -> Answer:
     # The default keeps the library's callback alive as long as this function.
     def speak(message: Message, _: bytes, _callback: Any = callback) -> tuple[Message, bytes]:
         sound.clear()
-        library.espeak_SetVoiceByName(message["voice"].encode())
+        if library.espeak_SetVoiceByName(message["voice"].encode()) != 0:
+            raise ValueError(f"espeak-ng has no voice {message['voice']}")
         library.espeak_SetParameter(_RATE, message["words_per_minute"], 0)
         library.espeak_SetParameter(_PITCH, message["pitch"], 0)
         text = message["text"].encode()
