@@ -71,4 +71,6 @@ async def house(make_settings: MakeSettings) -> AsyncIterator[House]:
     settings = make_settings(deployment_id=f"d{secrets.token_hex(4)}")
     opened = open_house(settings, make_app(settings))
     yield opened
+    for room in await opened.rooms.list_ours():
+        await opened.rooms.delete(room.name)
     await opened.close()
