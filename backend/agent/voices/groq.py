@@ -34,6 +34,11 @@ class GroqModel(GroqLLMService):
         """Make the client with the shared TLS context and our waits."""
         return _client(api_key, base_url)
 
+    async def cleanup(self) -> None:
+        """Close the client, which Pipecat leaves open."""
+        await super().cleanup()  # type: ignore[no-untyped-call]  # Pipecat's
+        await self._client.close()
+
 
 def language_model(settings: LauncherSettings, briefing: Briefing, _: Facts) -> Mind:
     """Make the mind of one call."""
