@@ -56,8 +56,14 @@ class Commands:
         """Delete the queue of a host that will not come back."""
 
         def delete() -> None:
+            name = host_queue(host_id)
             with self._app.connection_for_write() as connection:
-                connection.default_channel.queue_delete(host_queue(host_id))
+                channel: Any = connection.default_channel
+                # kombu deletes what it knows of: the queue as its own worker binds it, and as a sender does.
+                for exchange in (CONTROL, name):
+                    channel.exchange_declare(exchange)
+                    channel.queue_bind(name, exchange, name)
+                channel.queue_delete(name)
 
         await self._publish(delete, "forget_host")
 
