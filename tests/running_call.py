@@ -5,6 +5,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from backend.agent import bots
 from backend.agent.briefing import Briefing
@@ -57,11 +58,10 @@ class Running:
 
 
 @asynccontextmanager
-async def a_call(server: LiveKitServer, link: FakeLink | None = None, **wishes: object) -> AsyncIterator[Running]:
+async def a_call(server: LiveKitServer, link: FakeLink | None = None, **wishes: Any) -> AsyncIterator[Running]:
     """Start a bot in a fresh room; ``wishes`` are fields of the settings, or of the briefing."""
     link, room = link or FakeLink(), f"session_{uuid.uuid4().hex[:12]}"
     departure_timeout = wishes.pop("departure_timeout", DEPARTURE_TIMEOUT_SECONDS)
-    assert isinstance(departure_timeout, int)
     if not wishes.pop("is_room_late", False):
         await server.create_room(room, departure_timeout=departure_timeout)
     fields = {name: wishes.pop(name) for name in list(wishes) if name in LauncherSettings.model_fields}
@@ -74,7 +74,7 @@ async def a_call(server: LiveKitServer, link: FakeLink | None = None, **wishes: 
         host_id="host-1",
         livekit_url=server.url,
         room_token=server.agent_token(room),
-        **known,  # type: ignore[arg-type]  # the tests know the fields
+        **known,
     )
     bot = asyncio.ensure_future(bots.find(settings.agent_bot, settings)(briefing, link))
     call = Running(server, room, link, bot)

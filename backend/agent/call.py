@@ -19,7 +19,7 @@ from backend.agent.briefing import Briefing, Command, Link
 from backend.agent.chat import Chat
 from backend.agent.ending import GOODBYE_SECONDS, Ending
 from backend.agent.pipeline import Models, VoicePipeline
-from backend.agent.room import JoinedTransport, Room, RoomNotJoinedError
+from backend.agent.room import JoinedTransport, Room, RoomGoneError, RoomNotJoinedError
 from backend.agent.rules import Clock, Faults, Patience, Remedy, Reminder
 from backend.agent.watchdog import Watchdog
 from backend.agent.witness import Reactions, Witness
@@ -88,9 +88,12 @@ class Call:
         self._room.on("disconnected", self._on_disconnected)
         try:
             await self._room.join(self._briefing.livekit_url, self._briefing.room_token)
+        except RoomGoneError:
+            self._end(EndReason.ROOM_LOST)
+            return
         except RoomNotJoinedError as error:
             logger.warning("the room could not be joined", cause=str(error))
-            self._end(EndReason.ROOM_LOST)
+            self._end(EndReason.AGENT_LOST, is_ours=False)  # another agent may get in
             return
         if await self._link.confirm():
             await self._talk()

@@ -30,6 +30,10 @@ class RoomNotJoinedError(Exception):
     """The room could not be joined. The message is a status or a word: the server's own carries the token."""
 
 
+class RoomGoneError(RoomNotJoinedError):
+    """There is no such room, and none came: no other agent could join it either."""
+
+
 class Room(rtc.Room):
     """A room that is joined once, within bounds; Pipecat's own connect() then finds it joined."""
 
@@ -37,6 +41,7 @@ class Room(rtc.Room):
         """Join; a room that does not exist yet is waited for.
 
         Raises:
+            RoomGoneError: it does not exist.
             RoomNotJoinedError: also when the server does not answer. The attempt is then still
                 under way, because cancelling it leaves a ghost in the room: end the process soon.
         """
@@ -46,8 +51,10 @@ class Room(rtc.Room):
                 return await self._join_once(url, token)
             except rtc.ConnectError as error:
                 status = re.search(r"\b[45]\d\d\b", str(error))
-                if status is None or status[0] != "404" or time.monotonic() > until:
+                if status is None or status[0] != "404":
                     raise RoomNotJoinedError(status[0] if status else "unreachable") from None
+                if time.monotonic() > until:
+                    raise RoomGoneError("404") from None
             await asyncio.sleep(ASK_AGAIN_SECONDS)
 
     async def _join_once(self, url: str, token: str) -> None:

@@ -10,7 +10,7 @@ from livekit import rtc
 from loguru import logger
 
 from backend.agent.briefing import Briefing, Link
-from backend.agent.room import Room, RoomNotJoinedError
+from backend.agent.room import Room, RoomGoneError, RoomNotJoinedError
 from backend.common.contract import AGENT_IDENTITY, EndReason, Order
 from backend.common.settings import LauncherSettings
 
@@ -39,9 +39,11 @@ class Tone:
                 await self._sound()
             else:
                 self._end(EndReason.AGENT_LOST)
+        except RoomGoneError:
+            self._end(EndReason.ROOM_LOST)
         except RoomNotJoinedError as error:
             logger.warning("the room could not be joined", cause=str(error))
-            self._end(EndReason.ROOM_LOST)
+            self._end(EndReason.AGENT_LOST)
         await self._room.leave()
         return await self._ended
 

@@ -118,8 +118,12 @@ class Witness(BaseObserver):
 
     def _see_error(self, frame: ErrorFrame) -> None:
         # Ears and voice reconnect by themselves; what counts there is whether the caller is heard and hears.
-        if frame.processor is self._think:
+        if frame.processor is None or frame.processor is not self._think:
+            return
+        if frame.processor.is_usable:
             self._react(self._faults.answer_failed())
+        else:  # the call ends by what the pipeline reports; an apology would only be in the way
+            self._faults.answer_dropped()
 
     def _hear_caller(self, frame: InterimTranscriptionFrame | TranscriptionFrame, now: float) -> None:
         self._clock.caller_spoke(now)

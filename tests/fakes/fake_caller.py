@@ -104,12 +104,17 @@ class FakeCaller:
         assert at
         return at
 
-    async def silence(self, *, seconds: float = 0.7, timeout: float = 15.0) -> float:  # noqa: ASYNC109  # see above
-        """Wait until nothing was heard for so long; returns the moment of the last sound."""
-        since = time.monotonic()
+    async def silence(
+        self,
+        *,
+        seconds: float = 0.7,
+        since: float = 0.0,
+        timeout: float = 15.0,  # noqa: ASYNC109  # see above
+    ) -> float:
+        """Wait until nothing was heard for so long, counted from ``since`` at the earliest; returns the last sound."""
 
         def last() -> float:
-            return next((step.at for step in reversed(self.heard) if step.loudness > LOUD), since)
+            return max(since, next((step.at for step in reversed(self.heard) if step.loudness > LOUD), since))
 
         await wait_until_async(lambda: time.monotonic() - last() > seconds, timeout=timeout, what="it is silent")
         return last()

@@ -2,27 +2,26 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
 
 from backend.agent.briefing import Command, Turn
 from backend.common.contract import EndReason, Order, Progress
 from tests.waiting import wait_until_async
 
 
-@dataclass
 class FakeLink:
     """Implements ``Link`` for one bot in this process."""
 
-    may_speak: bool = True
-    """The answer to confirm()."""
-    left_seconds: float | None = 600.0
-    """The answer to begin()."""
-    confirmed: int = 0
-    begun: int = 0
-    ended: list[EndReason] = field(default_factory=list)
-    turns: list[Turn] = field(default_factory=list)
-    progress: Callable[[], Progress] = field(default_factory=lambda: Progress)
-    inbox: "asyncio.Queue[Command]" = field(default_factory=asyncio.Queue)
+    def __init__(self, *, may_speak: bool = True, left_seconds: float | None = 600.0) -> None:
+        self.may_speak = may_speak
+        """The answer to confirm()."""
+        self.left_seconds = left_seconds
+        """The answer to begin()."""
+        self.progress: Callable[[], Progress] = Progress
+        self.confirmed = 0
+        self.begun = 0
+        self.ended: list[EndReason] = []
+        self.turns: list[Turn] = []
+        self._inbox: asyncio.Queue[Command] = asyncio.Queue()
 
     async def confirm(self) -> bool:
         """Give the answer that the test set."""
@@ -45,11 +44,11 @@ class FakeLink:
     async def commands(self) -> AsyncIterator[Command]:
         """Yield what the test tells."""
         while True:
-            yield await self.inbox.get()
+            yield await self._inbox.get()
 
     def tell(self, order: Order, text: str = "", *, reason: EndReason | None = None) -> None:
         """Put a command into the bot's inbox."""
-        self.inbox.put_nowait(Command(order=order, text=text, reason=reason))
+        self._inbox.put_nowait(Command(order=order, text=text, reason=reason))
 
     async def recorded(self, words: str, *, timeout: float = 15.0) -> Turn:  # noqa: ASYNC109  # names what is waited for
         """Wait for a turn that holds these words."""

@@ -7,7 +7,7 @@ from functools import cache
 
 import espeakng_loader
 import numpy as np
-import soxr  # type: ignore[import-untyped]  # it ships no types
+import soxr
 
 WORDS_PER_MINUTE = 160
 _SYNCHRONOUS, _UTF8, _RATE = 2, 1, 1  # espeak_ng/speak_lib.h

@@ -60,12 +60,11 @@ async def test_a_spoken_question_is_answered_once_and_shown(
         asked_at = time.monotonic()
         await caller.sound(since=asked_at + 0.1)
         question = await caller.shown("which agent are you", speaker=CALLER)
-        await caller.silence()
-        answer = (await wait_until_async(lambda: call.link.turns[2:], what="the answer is recorded"))[0]
+        answer = (await wait_until_async(lambda: call.link.turns[2:], timeout=10, what="the answer is recorded"))[0]
         assert answer.role == "assistant"
         assert (await caller.shown(answer.text, speaker=AGENT_IDENTITY)).segment != question.segment
         assert {"listening", "thinking", "speaking"} <= set(caller.states)
-        await caller.silence(seconds=1.5)
+        await caller.silence(since=time.monotonic(), seconds=1.5)
         assert len(call.link.turns) == 3
 
 
@@ -130,7 +129,7 @@ async def test_a_call_to_which_nobody_comes_ends_and_never_began(livekit: LiveKi
 
 
 async def test_silence_is_asked_about_and_then_ends_the_call(livekit: LiveKitServer) -> None:
-    async with a_call(livekit, silence_ask_seconds=1.0, silence_end_seconds=4.0) as call:
+    async with a_call(livekit, silence_ask_seconds=1.0, silence_end_seconds=3.0) as call:
         await call.caller_is_greeted()
         await call.link.recorded(prompt.STILL_THERE)
         assert not call.bot.done()
@@ -138,15 +137,18 @@ async def test_silence_is_asked_about_and_then_ends_the_call(livekit: LiveKitSer
         await call.link.recorded(prompt.goodbye(EndReason.SILENCE))
 
 
-async def test_the_time_limit_is_announced_and_then_ends_the_call(livekit: LiveKitServer) -> None:
-    link = FakeLink(left_seconds=9.0)
+async def test_the_time_limit_is_announced_and_then_ends_the_call(
+    livekit: LiveKitServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prompt, "time_warning", lambda seconds: f"Only {round(seconds)} left.")
+    link = FakeLink(left_seconds=5.0)
     async with a_call(livekit, link) as call:
         await call.caller_joins()
         await call.caller.sound()
         began_at = time.monotonic()
-        await call.link.recorded("seconds")
+        await call.link.recorded("only 2 left")
         assert await call.reason(within=10) is EndReason.TIME_LIMIT
-        assert time.monotonic() - began_at == pytest.approx(9.0, abs=GOODBYE_SECONDS + 0.5)
+        assert time.monotonic() - began_at == pytest.approx(5.0, abs=GOODBYE_SECONDS + 0.5)
 
 
 async def test_an_end_command_cuts_a_long_speech_with_a_goodbye_that_is_heard(livekit: LiveKitServer) -> None:

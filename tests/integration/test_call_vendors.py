@@ -1,0 +1,202 @@
+"""A call with three vendors by their wire protocols: how it goes, and every way in which one of them can fail."""
+
+import time
+from collections.abc import AsyncIterator, Iterator
+from typing import Any, Literal
+
+import pytest
+
+from backend.agent import call as call_module
+from backend.agent import pipeline, prompt, rules
+from backend.common.contract import EndReason, Order
+from tests.fakes.fake_vendors import FakeVendors, Kind, ToolCall, Vendor
+from tests.livekit_server import LiveKitServer
+from tests.running_call import OPENING, NoWatchdog, Running, a_call
+
+# An agent's process ends with its call, and nobody closes the model's connections before.
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+
+QUESTION = "Please tell me what you know about the weather of tomorrow."
+LONG = "One, two, three, four, five, six, seven, eight, nine, ten, eleven, twelve, thirteen, fourteen, and fifteen."
+
+
+@pytest.fixture(scope="module")
+def livekit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveKitServer]:
+    server = LiveKitServer(tmp_path_factory.mktemp("livekit"))
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+async def vendors() -> AsyncIterator[FakeVendors]:
+    async with FakeVendors() as fakes:
+        yield fakes
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here the agent is not alone in its process, and waits less than it would for people."""
+    monkeypatch.setattr(call_module, "Watchdog", NoWatchdog)
+    monkeypatch.setattr(rules, "ANSWER_SECONDS", 1.5)
+    monkeypatch.setattr(pipeline, "TURN_STOP_SECONDS", 1.0)
+    monkeypatch.setattr(prompt, "APOLOGY", "Excuse me, please.")
+
+
+def wishes(vendors: FakeVendors) -> dict[str, Any]:
+    """The settings that lead to them."""
+    urls = {name: getattr(vendors, name) for name in ("assembly_url", "groq_url", "inworld_url")}
+    keys = dict.fromkeys(("assembly_api_key", "groq_api_key", "inworld_api_key"), "a-key")
+    return {"voice": "vendors", **urls, **keys}
+
+
+async def excused(call: Running) -> None:
+    """Type something, and wait for the apology."""
+    await call.caller.type("What now?")
+    await call.link.recorded(prompt.APOLOGY)
+
+
+async def given_up(call: Running) -> None:
+    """Type something again, and wait for the end, with a goodbye."""
+    await call.caller.type("And now?")
+    assert await call.reason(within=8) is EndReason.VENDOR_FAILED
+    assert call.link.ended == [EndReason.VENDOR_FAILED]
+    await call.link.recorded(prompt.goodbye(EndReason.VENDOR_FAILED))
+
+
+async def test_a_question_is_heard_thought_about_and_answered_and_what_it_cost_is_counted(
+    livekit: LiveKitServer, vendors: FakeVendors
+) -> None:
+    vendors.transcripts, vendors.replies = ["What about tomorrow?"], ["It will be sunny."]
+    async with a_call(livekit, **wishes(vendors)) as call:
+        caller = await call.caller_is_greeted()
+        asked_at = await caller.say(QUESTION)
+        await caller.sound(since=asked_at)
+        await call.link.recorded("sunny")
+        assert [turn.role for turn in call.link.turns] == ["assistant", "user", "assistant"]
+        roles = [message["role"] for message in vendors.seen("llm")[0].body["messages"]]
+        assert roles == ["system", "assistant", "user"]
+        usage = call.link.progress().usage
+        assert usage["characters"] >= len(OPENING)
+        assert (usage["prompt_tokens"], usage["completion_tokens"]) == (42, 9)
+
+
+async def test_an_interrupted_turn_is_recorded_as_far_as_it_was_heard(
+    livekit: LiveKitServer, vendors: FakeVendors
+) -> None:
+    async with a_call(livekit, **wishes(vendors)) as call:
+        caller = await call.caller_is_greeted()
+        call.link.tell(Order.SAY, LONG)
+        began_at = await caller.sound(since=time.monotonic())
+        await caller.say(QUESTION)
+        turn = await call.link.recorded("one, two")
+        assert turn.interrupted
+        assert "fifteen" not in turn.text
+        assert time.monotonic() - began_at < 10
+
+
+async def test_the_model_can_bid_farewell(livekit: LiveKitServer, vendors: FakeVendors) -> None:
+    vendors.replies = [ToolCall("end_call", {"farewell": "Have a good day."}), "unused"]
+    async with a_call(livekit, **wishes(vendors)) as call:
+        caller = await call.caller_is_greeted()
+        await caller.type("I have to go.")
+        assert await call.reason(within=8) is EndReason.GOODBYE
+        await call.link.recorded("Have a good day")
+
+
+async def test_a_new_prompt_counts_from_the_next_answer_on(livekit: LiveKitServer, vendors: FakeVendors) -> None:
+    async with a_call(livekit, **wishes(vendors)) as call:
+        caller = await call.caller_is_greeted()
+        call.link.tell(Order.PROMPT, "Speak like a pirate.")
+        await caller.type("Who are you?")
+        await call.link.recorded("test agent")
+        assert "pirate" in vendors.seen("llm")[-1].body["messages"][0]["content"]
+
+
+@pytest.mark.parametrize("vendor", ["stt", "tts"])
+@pytest.mark.parametrize(("kind", "within"), [("401", 2.5), ("500", 2.5), ("hang", 6.0)])
+async def test_a_vendor_that_cannot_be_reached_at_the_start_ends_the_call(
+    livekit: LiveKitServer, vendors: FakeVendors, vendor: Vendor, kind: Kind, within: float
+) -> None:
+    vendors.fault(vendor, kind)
+    async with a_call(livekit, **wishes(vendors)) as call:
+        await call.caller_joins()
+        assert await call.reason(within=within) is EndReason.VENDOR_FAILED
+
+
+async def test_a_voice_without_sound_ends_the_call(livekit: LiveKitServer, vendors: FakeVendors) -> None:
+    vendors.fault("tts", "mute")
+    async with a_call(livekit, **wishes(vendors)) as call:
+        await call.caller_joins()
+        assert await call.reason(within=6) is EndReason.VENDOR_FAILED
+
+
+async def test_a_voice_that_falls_silent_in_the_call_ends_it(livekit: LiveKitServer, vendors: FakeVendors) -> None:
+    async with a_call(livekit, **wishes(vendors)) as call:
+        caller = await call.caller_is_greeted()
+        vendors.fault("tts", "mute")
+        await caller.type("Are you there?")
+        assert await call.reason(within=8) is EndReason.VENDOR_FAILED
+
+
+@pytest.mark.parametrize("kind", ["500", "hang", "mute"])
+async def test_a_model_that_does_not_answer_is_excused_once_and_then_ends_the_call(
+    livekit: LiveKitServer, vendors: FakeVendors, kind: Kind
+) -> None:
+    vendors.fault("llm", kind)
+    async with a_call(livekit, **wishes(vendors)) as call:
+        await call.caller_is_greeted()
+        await excused(call)
+        await given_up(call)
+
+
+async def test_a_model_that_answers_after_an_apology_has_made_up_for_it(
+    livekit: LiveKitServer, vendors: FakeVendors
+) -> None:
+    vendors.fault("llm", "500")
+    async with a_call(livekit, **wishes(vendors)) as call:
+        await call.caller_is_greeted()
+        await excused(call)
+        vendors.fault("llm", "")
+        await call.caller.type("And now?")
+        await call.link.recorded("test agent")
+        assert not call.bot.done()
+
+
+async def test_a_model_that_refuses_our_key_ends_the_call_with_a_goodbye(
+    livekit: LiveKitServer, vendors: FakeVendors
+) -> None:
+    vendors.fault("llm", "401")
+    async with a_call(livekit, **wishes(vendors)) as call:
+        await call.caller_is_greeted()
+        await given_up(call)
+
+
+@pytest.mark.timeout(40)
+async def test_ears_that_understand_nothing_are_excused_once_and_then_end_the_call(
+    livekit: LiveKitServer, vendors: FakeVendors
+) -> None:
+    vendors.fault("stt", "mute")
+    async with a_call(livekit, **wishes(vendors)) as call:
+        caller = await call.caller_is_greeted()
+        for _ in range(rules.UNHEARD_TURNS):
+            assert len(call.link.turns) == 1, "it apologised too early"
+            said_at = await caller.say("Can you understand me?")
+            await caller.silence(since=said_at, seconds=3.0)
+        await call.link.recorded(prompt.APOLOGY)
+        await caller.say("Can you understand me?")
+        assert await call.reason(within=10) is EndReason.VENDOR_FAILED
+
+
+@pytest.mark.parametrize("vendor", ["stt", "tts"])
+async def test_a_connection_that_breaks_in_the_call_is_made_again(
+    livekit: LiveKitServer, vendors: FakeVendors, vendor: Literal["stt", "tts"]
+) -> None:
+    vendors.replies = ["Here I am again."]
+    async with a_call(livekit, **wishes(vendors)) as call:
+        caller = await call.caller_is_greeted()
+        vendors.drop(vendor)
+        await caller.silence(since=time.monotonic(), seconds=1.5)
+        asked_at = await caller.say(QUESTION)
+        await caller.sound(since=asked_at)
+        await call.link.recorded("Here I am")
