@@ -76,4 +76,7 @@ class Link(Protocol):
 
 
 Bot = Callable[[Briefing, Link], Awaitable[EndReason]]
-"""Runs one session, from joining the room to leaving it, and says why it ended."""
+"""Runs one session, from joining the room to leaving it, and says why it ended.
+
+AGENT_LOST does not end it: the session is another agent's by then, or becomes one's, because this one had to leave it.
+"""

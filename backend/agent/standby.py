@@ -52,7 +52,13 @@ async def serve(agent: Agent, bot: Bot, settings: LauncherSettings, *, room: str
 
 def exit_code(reason: EndReason) -> int:
     """0 when the call ended as calls do; a number of its own for what the platform did."""
-    codes = {EndReason.SHUTDOWN: 10, EndReason.VENDOR_FAILED: 20, EndReason.ROOM_LOST: 21, EndReason.AGENT_FAULT: 22}
+    codes = {
+        EndReason.SHUTDOWN: 10,
+        EndReason.VENDOR_FAILED: 20,
+        EndReason.ROOM_LOST: 21,
+        EndReason.AGENT_FAULT: 22,
+        EndReason.AGENT_LOST: 23,
+    }
     return codes.get(reason, 0)
 
 
@@ -99,7 +105,8 @@ class Standby:
         except Exception:
             logger.exception("the bot failed")
             reason = EndReason.AGENT_FAULT
-        await self._link.end(reason)
+        if reason is not EndReason.AGENT_LOST:  # else it is another agent's by now, or must become one's
+            await self._link.end(reason)
         return exit_code(reason)
 
     async def _be_briefed(self, assignment: Assignment) -> Briefing | None:

@@ -174,6 +174,7 @@ class ExchangeMachine(RuleBasedStateMachine):
             f"e{next(self.numbers)}",
             session_id=data.draw(st.sampled_from(session_ids)),
             event=event,
+            room_sid=data.draw(st.sampled_from(["RM_1", "RM_2"])),
             participant_sid=data.draw(st.sampled_from(["PA_1", "PA_2"])),
         )
         assert self.do(call) != "again"

@@ -11,8 +11,9 @@ from tests.integration.desk import FAST, Desk
 JOINED, LEFT, FINISHED = "participant_joined", "participant_left", "room_finished"
 
 
-def tell(desk: Desk, event_id: str, event: str, *, sid: str = "", session_id: str = "s") -> str:
-    return desk.do(x.livekit_event(event_id, session_id=session_id, event=event, participant_sid=sid))
+def tell(desk: Desk, event_id: str, event: str, *, sid: str = "", session_id: str = "s", room_sid: str = "RM_1") -> str:
+    call = x.livekit_event(event_id, session_id=session_id, event=event, room_sid=room_sid, participant_sid=sid)
+    return desk.do(call)
 
 
 def test_an_event_is_taken_once(desk: Desk) -> None:
@@ -74,3 +75,11 @@ def test_an_event_that_nobody_asked_for_is_taken_and_changes_nothing(desk: Desk)
     assert tell(desk, "e1", "track_published", sid="PA_1") == "taken"
     assert desk.client.hgetall("session:s") == before
     assert not desk.client.exists(keys.session_callers("s"))
+
+
+def test_the_end_of_an_earlier_room_of_the_same_name_ends_nothing(desk: Desk) -> None:
+    desk.session()
+    tell(desk, "e1", JOINED, sid="PA_1", room_sid="RM_2")
+
+    assert tell(desk, "e2", FINISHED, room_sid="RM_1") == "taken"
+    assert tell(desk, "e3", FINISHED, room_sid="RM_2") == "ended"

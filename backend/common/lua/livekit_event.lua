@@ -1,10 +1,11 @@
--- livekit_event: take one webhook, once, and keep who is in the room by SID.
+-- livekit_event: take one webhook, once; rooms and participants are known by SID, never by name.
 --
 -- KEYS[1]  livekit:event:{id}     string; marks the event as taken
 -- KEYS[2]  session:{room name}
 -- ARGV[1]  session id             the room's name
 -- ARGV[2]  event                  participant_joined, participant_left, room_finished
 -- ARGV[3]  participant SID        '' for events of the room
+-- ARGV[4]  room SID
 --
 -- Returns 'again' for an event that was taken before, 'unknown' when no session has this room, 'ended' when
 -- the event ended the session, else 'taken'. A SID that left stays left: events may come in any order.
@@ -13,12 +14,17 @@ if not redis.call('SET', KEYS[1], '1', 'NX', 'PX', LIMITS.event_ttl) then return
 if redis.call('EXISTS', KEYS[2]) == 0 then return 'unknown' end
 
 local callers = KEYS[2] .. ':callers'
-if ARGV[2] == 'participant_joined' then redis.call('HSETNX', callers, ARGV[3], 'joined') end
+if ARGV[2] == 'participant_joined' then
+  redis.call('HSETNX', callers, ARGV[3], 'joined')
+  redis.call('HSET', KEYS[2], 'room_sid', ARGV[4])
+end
 if ARGV[2] == 'participant_left' then redis.call('HSET', callers, ARGV[3], 'left') end
 redis.call('PEXPIRE', callers, LIMITS.record_ttl)
 
 local state = get(KEYS[2], 'state')
 if ARGV[2] ~= 'room_finished' or state == 'ended' then return 'taken' end
+local room_sid = get(KEYS[2], 'room_sid') -- a room of this name that was there before is no concern of ours
+if room_sid ~= '' and room_sid ~= ARGV[4] then return 'taken' end
 -- A session that has an agent lost its room under it. One that waits for an agent lost its caller.
 if state ~= 'waiting' then
   finish(ARGV[1], 'room_lost', 'platform')
