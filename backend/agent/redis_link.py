@@ -16,6 +16,8 @@ from backend.common.contract import REMEMBERED, Agent, Assignment, EndReason, Pr
 from backend.common.exchange import Call, Exchange, Reply, agent_returns, begin_session, confirm_claim, end_session
 from backend.common.settings import CommonSettings
 
+GOODBYE_SLACK_SECONDS = 1.0
+"""The launcher acts 2.5 s after the deadline that it is told; a goodbye may last 3 s."""
 KEPT_TURNS = 200
 KEPT_TURNS_BYTES = 64 * 1024
 TURNS_TTL_SECONDS = 24 * 3_600
@@ -86,7 +88,7 @@ class RedisLink:
             return None
         started_at_ms, left_ms = reply
         self._remembered["started_at_ms"] = str(started_at_ms)
-        self._write_deadline(left_ms / 1000)
+        self._write_deadline(left_ms / 1000 + GOODBYE_SLACK_SECONDS)
         return left_ms / 1000
 
     async def _begin_later(self) -> None:

@@ -56,7 +56,9 @@ class Tone:
             self._start(job)
             for job in (self._play(source), self._begin(publication), self._obey(), self._wait_for_caller())
         ]
-        await self._link.end(await asyncio.shield(self._ended))
+        reason = await asyncio.shield(self._ended)
+        if reason is not EndReason.AGENT_LOST:
+            await self._link.end(reason)
         for job in jobs:
             job.cancel()
         await asyncio.gather(*jobs, return_exceptions=True)
