@@ -18,7 +18,7 @@ _run = uuid.uuid4().hex
 _may_stay: set[int] = set()
 
 _CELERY = re.compile(
-    r"celery:(_kombu\.binding(_permanent)?\..+|unacked(_index|_mutex)?|control|host\..+|.+\.pidbox|celeryev\..+)"
+    r"celery:(_kombu\.binding(_permanent)?\..+|_kombu\.binding_deadlines|unacked(_index|_mutex)?|control|host\..+|.+\.pidbox|celeryev\..+)"
 )
 """Celery's own keys in the broker's database, with our prefix; it gives them no TTL."""
 
