@@ -59,6 +59,8 @@ def as_text(record: "Record") -> str:
     who = " ".join(str(extra[name]) for name in _BOUND if extra.get(name) and name != "host_id")
     fields = " ".join(f"{name}={value}" for name, value in extra.items() if name not in _BOUND)
     line = f"{record['time']:%H:%M:%S.%f} {record['level'].name:<7} {who}: {record['message']} {fields}".rstrip()
+    # What a field holds may come from outside: it must not look like a line of its own.
+    line = line.replace("\r", "\\r").replace("\n", "\\n")
     return redact(line if record["exception"] is None else f"{line}\n{_stack(record)}")
 
 

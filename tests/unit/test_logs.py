@@ -1,0 +1,136 @@
+"""Logs: one line each, and nothing in it that is nobody's business."""
+
+import json
+import logging
+from collections.abc import Iterator
+
+import pytest
+from loguru import logger
+
+from backend.common import logs
+from backend.common.settings import CommonSettings
+
+JSON_WEB_TOKEN = ".".join(["eyJhbGciOiJIUzI1NiJ9", "eyJzdWIiOiJjYWxsZXIifQ", "c2lnbmF0dXJl_-x"])
+PROMPT = "the-prompt-nobody-may-see"
+
+
+@pytest.fixture(autouse=True)
+def _put_back() -> Iterator[None]:
+    handlers, level = logging.root.handlers[:], logging.root.level
+    yield
+    logger.remove()
+    logging.root.handlers[:] = handlers
+    logging.root.setLevel(level)
+
+
+def configure(log_format: str, **changes: str) -> None:
+    settings = CommonSettings.model_validate({"host_id": "host-1", "log_format": log_format} | changes)
+    logs.configure(settings, program="api")
+
+
+def said(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    return capsys.readouterr().err.splitlines()
+
+
+def test_a_json_line_has_time_level_sentence_and_fields(capsys: pytest.CaptureFixture[str]) -> None:
+    configure("json")
+    logger.bind(session_id="s1").info("agent exited", agent_id="a1", exit_code=-9, nothing=None)
+    (line,) = map(json.loads, said(capsys))
+    assert line.pop("time").count(":") >= 2
+    assert line == {
+        "level": "INFO",
+        "message": "agent exited",
+        "program": "api",
+        "host_id": "host-1",
+        "session_id": "s1",
+        "agent_id": "a1",
+        "exit_code": -9,
+    }
+
+
+@pytest.mark.parametrize("value", ["a\nb", '"', "\x00", "\ud800", "👋", b"x", {1}, float("nan"), object()])
+def test_whatever_a_field_holds_a_json_line_is_one_line_that_parses(
+    capsys: pytest.CaptureFixture[str], value: object
+) -> None:
+    configure("json")
+    logger.info("a sentence", field=value)
+    (line,) = said(capsys)
+    assert "field" in json.loads(line)
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_tokens_are_cut_out_wherever_they_stand(capsys: pytest.CaptureFixture[str], log_format: str) -> None:
+    configure(log_format)
+    logger.warning("connecting", url=f"ws://h/rtc?access_token={JSON_WEB_TOKEN}&x=1")
+    logging.getLogger("livekit").warning("401 for %s", JSON_WEB_TOKEN)
+    try:
+        raise ValueError(f"bad token {JSON_WEB_TOKEN}")
+    except ValueError:
+        logger.exception("it failed")
+    lines = said(capsys)
+    assert len([line for line in lines if "<token>" in line]) == 3
+    assert not [line for line in lines if "eyJ" in line]
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_a_stack_shows_no_values_of_variables(capsys: pytest.CaptureFixture[str], log_format: str) -> None:
+    configure(log_format)
+    system_prompt = PROMPT
+
+    def fails(text: str) -> None:
+        raise RuntimeError(f"{len(text)} characters were too many")
+
+    try:
+        fails(system_prompt)
+    except RuntimeError:
+        logger.exception("it failed")
+    text = "\n".join(said(capsys))
+    assert "characters were too many" in text
+    assert "in fails" in text
+    assert PROMPT not in text
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_what_is_said_in_braces_is_said_as_it_is(capsys: pytest.CaptureFixture[str], log_format: str) -> None:
+    configure(log_format)
+    logging.getLogger("aiohttp").error("{0} {name} {'a': 1} %s", "{x}")
+    (line,) = said(capsys)
+    assert "{0} {name} {'a': 1} {x}" in line
+
+
+def test_libraries_are_heard_from_warnings_up_and_we_from_info_up(capsys: pytest.CaptureFixture[str]) -> None:
+    configure("console")
+    logging.getLogger("pipecat").info("hello, I am a transcript")
+    logging.getLogger("pipecat").warning("slow")
+    logger.debug("too much")
+    logger.info("ours")
+    lines = said(capsys)
+    assert [line.split(": ")[1].split()[0] for line in lines] == ["slow", "ours"]
+
+
+def test_a_librarys_own_use_of_loguru_is_heard_from_warnings_up(capsys: pytest.CaptureFixture[str]) -> None:
+    configure("console", log_level="DEBUG")
+    as_pipecat = {"__name__": "pipecat.services.llm", "logger": logger}
+    exec("logger.debug('transcript'); logger.info('prompt'); logger.warning('careful')", as_pipecat)  # noqa: S102
+    (line,) = said(capsys)
+    assert "careful" in line
+
+
+def test_a_line_for_people_tells_who_and_what(capsys: pytest.CaptureFixture[str]) -> None:
+    configure("console")
+    logger.info("session ended", session_id="s1", reason="goodbye")
+    (line,) = said(capsys)
+    assert line.endswith("INFO    api s1: session ended reason=goodbye")
+
+
+def test_a_field_cannot_write_lines_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    configure("console")
+    logger.warning("task given up", error="x\n12:00:00 INFO api: session ended")
+    assert len(said(capsys)) == 1
+
+
+def test_configuring_again_after_a_fork_does_not_double_the_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    configure("console")
+    configure("json")
+    logger.info("once")
+    assert len(said(capsys)) == 1
