@@ -159,9 +159,11 @@ class EndDetails(BaseModel):
     celery_task_revoked: bool = Field(description="no task can act for this session any more")
     process_killed: bool = Field(description="its agent, if any, was told to go and is watched until it is gone")
     redis_cleaned: bool = Field(description="it is out of the line and of the open sessions")
-    duration_seconds: int = Field(serialization_alias="durationSeconds")
-    duration_minutes: int = Field(serialization_alias="durationMinutes", description="begun minutes")
+    duration_seconds: int = Field(alias="durationSeconds")
+    duration_minutes: int = Field(alias="durationMinutes", description="begun minutes")
     errors: list[str] = []
+
+    model_config = ConfigDict(populate_by_name=True)
 
 
 class EndResponse(Reply):

@@ -104,7 +104,8 @@ class Deployment:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
-        pools.reset()  # kombu's are the process', and by now lead to a server that may have been killed
+        # They are the process', and may lead to a server that a test killed.
+        pools.reset()  # type: ignore[no-untyped-call]  # kombu has no types
         self.app.close()
         self.broker.close()
 
