@@ -1,5 +1,6 @@
 """The REST API. ``python -m backend.orchestrator.api`` serves it; ``create_app`` makes it for tests."""
 
+import contextlib
 import socket
 import sys
 from collections.abc import AsyncIterator
@@ -224,7 +225,8 @@ def main() -> None:
         server_header=False,
         timeout_graceful_shutdown=GRACEFUL_SECONDS,
     )
-    uvicorn.Server(config).run(sockets=[_bind(settings)])
+    with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again once all is closed
+        uvicorn.Server(config).run(sockets=[_bind(settings)])
 
 
 def _bind(settings: ApiSettings) -> socket.socket:
