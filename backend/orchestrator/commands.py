@@ -17,6 +17,8 @@ from redis.exceptions import RedisError
 CONTROL = "control"
 REFILL_SECONDS = 5
 """A refill that is older than this was overtaken by the periodic ones."""
+REFILL_PAUSE_SECONDS = 0.1
+"""Between two of them: sending one costs as much as a start."""
 COMMAND_SECONDS = 20
 """As long as a reserved slot is kept."""
 LOOK_SECONDS = 1.0
@@ -41,8 +43,8 @@ class Commands:
             socket_connect_timeout=LOOK_SECONDS,
             retry=Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,)),
         )
-        self._refills = 0
-        self._background: set[asyncio.Future[None]] = set()
+        self._is_refill_wanted = False
+        self._refilling: asyncio.Task[None] | None = None
 
     async def spawn(self, host_id: str, agent_id: str) -> None:
         """Let the host start the agent whose slot is reserved."""
@@ -80,17 +82,19 @@ class Commands:
             return dict(zip(names, await pipe.execute(), strict=True))
 
     def refill_soon(self) -> None:
-        """Ask for new agents without waiting; one request at a time is enough for any number of starts."""
-        if self._refills:
-            return
-        self._refills += 1
-        task = asyncio.ensure_future(self._send("greenroom.refill", [], queue=CONTROL, expires=REFILL_SECONDS))
-        self._background.add(task)
-        task.add_done_callback(self._refill_sent)
+        """Ask for new agents, without waiting: at once, then as often as a burst of starts is worth it."""
+        self._is_refill_wanted = True
+        if self._refilling is None:
+            self._refilling = asyncio.create_task(self._refill())
 
-    def _refill_sent(self, task: "asyncio.Future[None]") -> None:
-        self._refills -= 1
-        self._background.discard(task)
+    async def _refill(self) -> None:
+        try:
+            while self._is_refill_wanted:
+                self._is_refill_wanted = False
+                await self._send("greenroom.refill", [], queue=CONTROL, expires=REFILL_SECONDS)
+                await asyncio.sleep(REFILL_PAUSE_SECONDS)
+        finally:
+            self._refilling = None
 
     async def _send(self, name: str, args: list[Any], *, queue: str, expires: int) -> None:
         def send() -> None:
@@ -106,5 +110,7 @@ class Commands:
 
     async def close(self) -> None:
         """Send nothing more."""
+        if self._refilling:
+            self._refilling.cancel()
         self._sender.shutdown(wait=False, cancel_futures=True)
         await self._broker.aclose()

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import socket
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -17,7 +16,7 @@ from backend.common import exchange as x
 from backend.common import keys
 from backend.common.contract import Agent, Assignment
 from backend.common.settings import ApiSettings
-from backend.orchestrator.api import create_app
+from backend.orchestrator.api import bind, create_app
 from backend.orchestrator.house import House
 from tests.valkey_server import Valkey
 from tests.waiting import wait_until_async
@@ -111,7 +110,7 @@ async def running_api(settings: ApiSettings) -> AsyncIterator[RunningApi]:
     app = create_app(settings)
     config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="on", timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)
-    listener = socket.create_server(("127.0.0.1", settings.port), backlog=256)
+    listener = bind(settings)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     await wait_until_async(lambda: server.started, what="the API serves")
     url, patience = f"http://127.0.0.1:{settings.port}", aiohttp.ClientTimeout(total=ANSWER_SECONDS)

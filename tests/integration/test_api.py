@@ -330,6 +330,11 @@ async def test_a_token_is_for_the_user_of_an_open_session_only(api: RunningApi, 
 # -- health
 
 
+async def test_an_answer_is_not_held_back(api: RunningApi) -> None:
+    """Nagle's algorithm on the listening socket held each answer's body back for 40 ms."""
+    assert min([(await api.get("/livez")).seconds for _ in range(10)]) < 0.03
+
+
 async def test_health_names_each_part_with_its_state_and_latency(api: RunningApi, valkey: Valkey) -> None:
     host_is_seen(valkey)
     answer = await api.get("/health")

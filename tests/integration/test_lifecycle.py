@@ -19,6 +19,7 @@ from backend.orchestrator.house import House, open_house
 from tests.integration.conftest import MakeSettings
 from tests.integration.running_api import HOST, host_is_seen
 from tests.valkey_server import Valkey, free_port
+from tests.waiting import wait_until_async
 
 START = Start(proposed_id="", user_id="Ann", longest_ms=600_000, fleet_ceiling=1_000, user_ceiling=1_000)
 
@@ -148,6 +149,23 @@ async def test_without_a_host_nothing_is_started(house: House, valkey: Valkey) -
     host_is_seen(valkey, "gone")
     valkey.client.zadd(keys.HOSTS, {"gone": valkey.now_ms() - 11_000})
     assert await lifecycle.refill(house) == 0
+
+
+async def test_a_burst_of_starts_asks_for_a_refill_once_and_the_next_start_again(house: House) -> None:
+    async def asked() -> int:
+        return (await house.commands.queue_lengths([]))["control"]
+
+    async def asked_again() -> bool:
+        return await asked() == 2
+
+    for _ in range(50):
+        house.commands.refill_soon()
+    await wait_until_async(asked, what="a refill is asked for")
+    house.commands.refill_soon()
+    await wait_until_async(asked_again, what="another refill is asked for")
+    house.commands.refill_soon()
+    await house.commands.close()  # with one still to come: it is not sent, and nothing complains
+    assert await asked() == 2
 
 
 # -- sweep
