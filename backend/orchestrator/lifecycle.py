@@ -194,11 +194,7 @@ async def hear_livekit(house: House, body: str, token: str) -> None:
     if not is_of_a_caller or not session.is_session_id(event.room.name):  # the server may have other users
         return
     call = livekit_event(
-        event.id,
-        session_id=event.room.name,
-        event=event.event,
-        room_sid=event.room.sid,
-        participant_sid=person.sid,
+        event.id, session_id=event.room.name, event=event.event, room_sid=event.room.sid, participant_sid=person.sid
     )
     if await house.run(call) == "ended":
         logger.info("session ended with its room", session_id=event.room.name)
