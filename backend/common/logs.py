@@ -71,11 +71,17 @@ def _stack(record: "Record") -> str:
 
 
 def _write_json(message: "Message") -> None:
-    print(as_json(message.record), file=sys.stderr, flush=True)  # noqa: T201  # this is where logs go
+    _write(as_json(message.record))
 
 
 def _write_text(message: "Message") -> None:
-    print(as_text(message.record), file=sys.stderr, flush=True)  # noqa: T201  # this is where logs go
+    _write(as_text(message.record))
+
+
+def _write(line: str) -> None:
+    # With its end, in one piece: agents share a pipe, and where output is unbuffered print() writes twice.
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
 
 
 class _ToLoguru(logging.Handler):

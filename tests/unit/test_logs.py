@@ -1,7 +1,9 @@
 """Logs: one line each, and nothing in it that is nobody's business."""
 
+import io
 import json
 import logging
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -127,6 +129,20 @@ def test_a_field_cannot_write_lines_of_its_own(capsys: pytest.CaptureFixture[str
     configure("console")
     logger.warning("task given up", error="x\n12:00:00 INFO api: session ended")
     assert len(said(capsys)) == 1
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_a_line_is_written_with_its_end_so_that_agents_can_share_a_pipe(
+    monkeypatch: pytest.MonkeyPatch, log_format: str
+) -> None:
+    written: list[str] = []
+    stderr = io.StringIO()
+    monkeypatch.setattr(stderr, "write", written.append)
+    monkeypatch.setattr(sys, "stderr", stderr)
+    configure(log_format)
+    logger.info("once")
+    (line,) = written
+    assert line.endswith("\n")
 
 
 def test_configuring_again_after_a_fork_does_not_double_the_lines(capsys: pytest.CaptureFixture[str]) -> None:
