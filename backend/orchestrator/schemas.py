@@ -76,7 +76,9 @@ def _is_small(value: dict[str, JsonValue]) -> dict[str, JsonValue]:
 
 
 Name = Annotated[str, Field(min_length=1, max_length=NAME_LENGTH), AfterValidator(_is_line)]
-Text = Annotated[str, AfterValidator(_is_text)]
+# The length first: after a validator of ours the limit would be one of "items".
+OpeningLine = Annotated[str, Field(max_length=OPENING_LENGTH), AfterValidator(_is_text)]
+Prompt = Annotated[str, Field(max_length=PROMPT_LENGTH), AfterValidator(_is_text)]
 SessionId = Annotated[str, Field(min_length=1, max_length=NAME_LENGTH), AfterValidator(_is_line)]
 
 
@@ -97,8 +99,8 @@ class StartRequest(Schema):
 
     user_name: Name = Field(description="who calls; shown in the room")
     voice_id: Name | None = Field(None, description="the voice; else the user's last one, else Ashley")
-    opening_line: Annotated[Text, Field(max_length=OPENING_LENGTH)] | None = Field(None, description="spoken first")
-    system_prompt: Annotated[Text, Field(max_length=PROMPT_LENGTH)] | None = Field(None, description="who the agent is")
+    opening_line: OpeningLine | None = Field(None, description="spoken first")
+    system_prompt: Prompt | None = Field(None, description="who the agent is")
     user_id: Name | None = Field(None, description="your id of the user; else userName. Needed to come back")
     max_duration_seconds: int | None = Field(None, ge=1, description="ends the call; at most SESSION_TIMEOUT")
     metadata: Annotated[dict[str, JsonValue], AfterValidator(_is_small)] | None = Field(

@@ -94,7 +94,8 @@ async def test_a_text_may_have_so_many_characters_and_not_one_more(api: RunningA
     for field, number in most.items():
         letter = "x" if field == "systemPrompt" else "é"  # so many accents would be too large a body
         assert (await api.start(**{field: letter * number})).status == 200
-        assert field in assert_refused(await api.start(**{field: letter * (number + 1)}), 422, "invalid_request")
+        detail = assert_refused(await api.start(**{field: letter * (number + 1)}), 422, "invalid_request")
+        assert detail == f"{field}: string should have at most {number} characters"
 
 
 async def test_metadata_may_have_so_many_bytes_and_not_one_more(api: RunningApi) -> None:
