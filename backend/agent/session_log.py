@@ -35,19 +35,23 @@ class SessionLog:
         )
 
     def begin(self, session_id: str) -> None:
-        """From here on the lines are this session's. Raises: OSError when there is no place for them"""
-        self._log_dir.mkdir(parents=True, exist_ok=True)
-        # A log names callers' sessions: nobody but the owner reads it.
-        descriptor = os.open(self._log_dir / f"{session_id}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        self._file = os.fdopen(descriptor, "w", encoding="utf-8", buffering=1)
+        """From here on the lines are this session's. Without a place for its file the call goes on: Redis has them."""
         self._key = keys.session_logs(session_id)
+        try:
+            self._log_dir.mkdir(parents=True, exist_ok=True)
+            # A log names callers' sessions: nobody but the owner reads it.
+            descriptor = os.open(self._log_dir / f"{session_id}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            self._file = os.fdopen(descriptor, "w", encoding="utf-8", buffering=1)
+        except OSError as error:
+            logger.warning("the session has no log file: check LOG_DIR", error=type(error).__name__)
 
     def _write(self, message: "Message") -> None:
-        if self._file is None:
+        if not self._key:
             return
         line = self._render(message.record)
-        self._file.write(line + "\n")
         self._unsent.append(line)
+        if self._file:
+            self._file.write(line + "\n")
 
     async def flush(self, client: redis.asyncio.Redis) -> None:
         """Send the new lines to Redis; raises redis.RedisError, and then keeps them for the next time."""

@@ -132,6 +132,18 @@ async def test_a_session_has_its_log_in_a_file_of_its_owner_and_its_last_lines_i
         assert "Be kind" not in path.read_text()
 
 
+async def test_a_session_without_a_place_for_its_log_file_goes_on(
+    desk: Desk, settings: LauncherSettings, talker: FakeBot, tmp_path: Path
+) -> None:
+    (tmp_path / "logs").write_text("a file where the folder should be")
+    async with living(settings, talker):
+        await is_warm(desk)
+        desk.session(prompt=PROMPT)
+        await wait_until_async(lambda: talker.briefing, what="the bot holds the session")
+        lines = await wait_until_async(lambda: desk.client.lrange(keys.session_logs("s"), 0, -1), what="lines in Redis")
+        assert [line for line in lines or () if "no log file" in line]
+
+
 async def test_an_agent_whose_bell_was_lost_learns_of_its_session_by_its_heartbeat(
     desk: Desk, settings: LauncherSettings, talker: FakeBot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
