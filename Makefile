@@ -28,7 +28,7 @@ check: ## Check format, style, types, imports, lengths and documentation
 	@.venv/bin/ruff format --check --quiet
 	@.venv/bin/ruff check --quiet
 	@.venv/bin/mypy
-	@.venv/bin/lint-imports --no-timings
+	@.venv/bin/lint-imports
 	@.venv/bin/python -m pytest -q tests/unit/test_conventions.py
 
 format: ## Format the code and mend what ruff can mend

@@ -226,7 +226,7 @@ class Call:
 
     def _facts(self) -> voices.Facts:
         return voices.Facts(
-            talked_seconds=lambda: self._clock.talked_seconds(time.monotonic()),
+            talked_seconds=self._talked_seconds,
             left_seconds=lambda: self._clock.left_seconds(time.monotonic()),
             agent_id=self._briefing.agent_id,
             host_id=self._briefing.host_id,
@@ -234,6 +234,11 @@ class Call:
             generation=self._briefing.generation,
             user_name=self._briefing.user_name,
         )
+
+    def _talked_seconds(self) -> float:
+        """How long the session has talked, with its earlier agents too."""
+        left_seconds = self._clock.left_seconds(time.monotonic())
+        return 0.0 if left_seconds is None else self._briefing.longest_seconds - left_seconds
 
     def _start(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.ensure_future(work)

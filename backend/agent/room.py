@@ -5,7 +5,6 @@ tests/unit/test_pipecat_names.py, so that an upgrade fails there and not in a ca
 """
 
 import asyncio
-import logging
 import re
 import time
 from collections.abc import Callable
@@ -149,11 +148,3 @@ class JoinedTransport(LiveKitTransport):
     def silence(self, is_silenced: bool) -> None:
         """Stop or resume all sound at once."""
         self._client.silence(is_silenced)
-
-
-def _has_no_token(record: logging.LogRecord) -> bool:
-    return "eyJ" not in record.getMessage()
-
-
-# The library logs the server's refusals, and the server quotes the token that it refused.
-logging.getLogger("livekit").addFilter(_has_no_token)

@@ -10,7 +10,9 @@ from backend.common.contract import EndReason
 from backend.common.settings import LauncherSettings
 
 WARNING_SECONDS = 30.0
-"""The caller is told of the time limit this long before, or a third of a short call before."""
+"""The caller is told of the time limit this long before; in a call that is hardly longer, a third of it before."""
+SHORT_SECONDS = WARNING_SECONDS + 6
+"""Below this the warning would come into the greeting."""
 ANSWER_SECONDS = 6.5
 """How long a language model may think before its first word; its own connection gives up after 5."""
 SPEECH_SECONDS = 0.5
@@ -72,7 +74,8 @@ class Clock:
         self._begun_at = now if self._begun_at is None else self._begun_at
         self._was_met = True
         self.deadline = now + left_seconds
-        self._warning_at = self.deadline - min(WARNING_SECONDS, left_seconds / 3)
+        before = WARNING_SECONDS if left_seconds >= SHORT_SECONDS else left_seconds / 3
+        self._warning_at = self.deadline - before
         self._quiet_since = now
 
     @property
@@ -84,10 +87,6 @@ class Clock:
     def absence(self) -> EndReason:
         """What it is called when there is no caller: one who was heard has left, another never came."""
         return EndReason.CALLER_LEFT if self._was_met else EndReason.NOBODY_CAME
-
-    def talked_seconds(self, now: float) -> float:
-        """Return how long the caller has been able to hear this agent."""
-        return 0.0 if self._begun_at is None else now - self._begun_at
 
     def left_seconds(self, now: float) -> float | None:
         """Return how long the call may still last; None before it began."""

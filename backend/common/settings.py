@@ -8,52 +8,15 @@ import re
 import socket
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, TypeVar
+from typing import Annotated, Literal, NoReturn, TypeVar
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic import BeforeValidator, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from backend.common.variables import HostId, RedisUrl, WebUrl, has_package, split, variable
+
 AnySettings = TypeVar("AnySettings", bound="CommonSettings")
-
-# A unix socket's path may have 107 bytes, and the host's id is part of it.
-_HOST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
-
-
-def _host_id(value: str) -> str:
-    if not _HOST_ID.fullmatch(value):
-        raise ValueError("a host name: 1 to 63 letters, digits, dots, dashes or underscores")
-    return value
-
-
-def _split(value: object) -> object:
-    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
-
-
-def _url(*schemes: str) -> AfterValidator:
-    def check(value: str) -> str:
-        if not re.fullmatch(rf"({'|'.join(schemes)})://\S+", value):
-            raise ValueError(f"an address that begins with {' or '.join(f'{scheme}://' for scheme in schemes)}")
-        return value.rstrip("/")
-
-    return AfterValidator(check)
-
-
-def _redis_url(value: str) -> str:
-    if not re.fullmatch(r"rediss?://[^/?#\s]+(/\d*)?(\?\S*)?", value):
-        raise ValueError("an address such as redis://localhost:6379/0")
-    return value.rstrip("/")
-
-
-HostId = Annotated[str, AfterValidator(_host_id)]
-WebUrl = Annotated[str, _url("ws", "wss", "http", "https")]
-RedisUrl = Annotated[str, AfterValidator(_redis_url)]
-Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
-
-
-def variable(name: str, text: str, default: Any = ..., **limits: Any) -> Any:
-    """Describe one variable; ``text`` is its line in the documentation. No default: it must be set."""
-    return Field(default, validation_alias=name, description=text, **limits)
 
 
 class CommonSettings(BaseSettings):
@@ -157,6 +120,14 @@ class LauncherSettings(CommonSettings):
             raise ValueError(f"{', '.join(missing)} not set, but other vendor keys are: set all three, or VOICE=demo")
         return self
 
+    @field_validator("agent_bot")
+    @classmethod
+    def _bot_exists(cls, value: str) -> str:
+        module, colon, function = value.partition(":")
+        if value not in ("voice", "tone") and not (colon and function and has_package(module)):
+            raise ValueError("voice, tone, or module:function of a module that can be imported")
+        return value
+
     @model_validator(mode="after")
     def _silence_is_asked_before_it_ends(self) -> "LauncherSettings":
         if self.silence_ask_seconds >= self.silence_end_seconds:
@@ -174,7 +145,9 @@ class OrchestratorSettings(CommonSettings):
 
     livekit_url: WebUrl = variable("LIVEKIT_URL", "LiveKit server, ws:// or wss://; make run starts one when unset")
     livekit_api_key: str = variable("LIVEKIT_API_KEY", "LiveKit API key", min_length=1)
-    livekit_api_secret: SecretStr = variable("LIVEKIT_API_SECRET", "LiveKit API secret, 32 characters or more")
+    livekit_api_secret: SecretStr = variable(
+        "LIVEKIT_API_SECRET", "LiveKit API secret; LiveKit wants 32 characters or more"
+    )
     broker_url: RedisUrl | None = variable("BROKER_URL", "Celery's Redis; unset: the next database of REDIS_URL", None)
     deployment_id: str = variable(
         "DEPLOYMENT_ID",
@@ -197,7 +170,7 @@ class ApiSettings(OrchestratorSettings):
     )
     host: str | None = variable("HOST", "address to bind; unset: 127.0.0.1 without API_KEYS, else 0.0.0.0", None)
     port: int = variable("PORT", "port of the API and the page", 8000, ge=1, le=65_535)
-    api_keys: Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split)] = variable(
+    api_keys: Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(split)] = variable(
         "API_KEYS", "keys that clients must show, separated by commas; unset: loopback only", ()
     )
     page: Literal["auto", "on", "off"] = variable(

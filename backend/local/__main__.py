@@ -18,7 +18,7 @@ from backend.local import embedded
 from backend.local.follow import followed
 from backend.local.kept import Kept, is_free, load_or_make
 from backend.local.ready import wait_until_ready
-from backend.local.steps import StepFailedError, say, stop_on_sigterm
+from backend.local.steps import StepFailedError, say, say_as_json, stop_on_sigterm
 from backend.local.supervision import Supervisor, end_leftovers, supervisor
 
 LAUNCHER_STOP_SECONDS = 5
@@ -31,6 +31,8 @@ WATCH_SECONDS = 0.5
 def main() -> None:
     """Run this host until a signal comes."""
     settings = read(LocalSettings)
+    if settings.log_format == "json":
+        say_as_json()
     os.umask(0o077)  # logs, sockets and state are for this user only
     run_dir = settings.run_dir.absolute()
     run_dir.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,6 @@
 """Repeat the programs' logs on standard output, for whoever collects that: LOG_FORMAT=json."""
 
+import json
 import os
 import sys
 import threading
@@ -18,6 +19,7 @@ class Followed:
     """One log file, read from its present end on; supervisord replaces it when it has grown long."""
 
     def __init__(self, path: Path) -> None:
+        self.program = path.stem
         self._path = path
         path.touch(mode=0o600)
         self._file: BinaryIO = path.open("rb")
@@ -41,6 +43,13 @@ class Followed:
 
     def _was_replaced(self) -> bool:
         return self._path.exists() and not os.path.samestat(os.fstat(self._file.fileno()), self._path.stat())
+
+
+def as_json(line: bytes, program: str) -> bytes:
+    """Give a line as it is, or wrapped: what a library prints by itself is not JSON."""
+    if line.startswith(b"{") and line.endswith(b"}"):
+        return line
+    return json.dumps({"program": program, "message": line.decode(errors="replace")}).encode()
 
 
 @contextmanager
@@ -68,5 +77,5 @@ def followed(logs: Path) -> Iterator[None]:
 def _repeat(files: list[Followed]) -> None:
     for file in files:
         for line in file.new_lines():
-            sys.stdout.buffer.write(line + b"\n")
+            sys.stdout.buffer.write(as_json(line, file.program) + b"\n")
     sys.stdout.buffer.flush()

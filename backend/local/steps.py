@@ -1,5 +1,6 @@
 """Run one slow step of the set-up: say so, and leave no process behind when it is interrupted."""
 
+import json
 import os
 import signal
 import subprocess
@@ -7,7 +8,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -25,11 +26,24 @@ class StepFailedError(Exception):
     """A command of the set-up failed; the message ends with the last lines of its output."""
 
 
+_render: Callable[[str], str] = str
+
+
+def say_as_json() -> None:
+    """From here on say everything as JSON: standard output is then for programs."""
+    global _render  # noqa: PLW0603  # one way of speaking per process
+    _render = _as_json
+
+
+def _as_json(line: str) -> str:
+    return json.dumps({"program": "local", "message": line.strip()})
+
+
 def say(line: str) -> None:
     """Print one line for the person who waits."""
     # A terminal that was closed must not keep us from stopping what runs.
     with suppress(OSError):
-        print(line, flush=True)  # noqa: T201  # this is a command line program's face
+        print(_render(line), flush=True)  # noqa: T201  # this is a command line program's face
 
 
 @contextmanager

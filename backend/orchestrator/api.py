@@ -207,7 +207,7 @@ def create_app(settings: ApiSettings) -> FastAPI:
     app.include_router(others)
     add_error_answers(app)
     add_files(app, settings, app.state.doorkeeper)
-    app.add_middleware(Limits)
+    app.add_middleware(Limits, is_open=not settings.api_keys)
     return app
 
 

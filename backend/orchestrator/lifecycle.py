@@ -34,6 +34,7 @@ from backend.orchestrator.house import House
 from backend.orchestrator.schemas import StartRequest
 
 ARRIVAL_SECONDS = 1.0
+"""Not longer than a command waits for Redis: what is answered with 503 must not be allowed to happen later."""
 ARRIVAL_MARGIN_MS = 250
 """For the answer's way back: what Redis does in the last moment must not be answered with 503."""
 SWEEP_STEP = 25

@@ -18,7 +18,7 @@ from backend.orchestrator.errors import UnauthorizedError, UnavailableError
 
 Reply = TypeVar("Reply")
 
-CALL_SECONDS = 1.0
+CALL_SECONDS = 1.2
 """One try. The server itself gives up after 2 s; it answers in 2-4 ms when it is well."""
 TRIES = 2
 PAUSE_SECONDS = 0.1

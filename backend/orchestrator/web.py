@@ -15,7 +15,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from backend.common.settings import ApiSettings
 from backend.orchestrator.auth import COOKIE, COOKIE_SECONDS, Doorkeeper
-from backend.orchestrator.errors import BodyTooLargeError, GreenroomError, InvalidRequestError, UnavailableError
+from backend.orchestrator.errors import (
+    BodyTooLargeError,
+    ForbiddenError,
+    GreenroomError,
+    InvalidRequestError,
+    UnavailableError,
+)
 
 BODY_BYTES = 64 * 1024
 PAGE = Path(__file__).parent / "page"
@@ -38,15 +44,23 @@ HEADERS = {
 
 
 class Limits:
-    """Refuses bodies over 64 KiB as they come, and puts the security headers on every answer."""
+    """Refuses bodies over 64 KiB as they come, and puts the security headers on every answer.
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    Without API_KEYS it also refuses foreign host names: a web page of somebody else could have its own name
+    lead to this machine, and would then be let in as if it were ours.
+    """
+
+    def __init__(self, app: ASGIApp, *, is_open: bool) -> None:
+        self._app, self._is_open = app, is_open
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
+            return
+        if self._is_open and not _is_this_machine(scope):
+            answer = _answer(ForbiddenError("Without API_KEYS only 127.0.0.1 and localhost are served: set API_KEYS"))
+            await answer(scope, receive, send)
             return
         seen = 0
 
@@ -72,6 +86,11 @@ class Limits:
             await answer(scope, receive, send_with_headers)
 
 
+def _is_this_machine(scope: Scope) -> bool:
+    host = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"host"), "localhost")
+    return urlsplit(f"//{host}").hostname in ("127.0.0.1", "localhost", "::1")
+
+
 class _TooLarge(HTTPException):
     def __init__(self) -> None:
         super().__init__(413)
@@ -80,8 +99,11 @@ class _TooLarge(HTTPException):
 def add_error_answers(app: FastAPI) -> None:
     """Answer every error as ``{"success": false, "error", "detail"}``, and none with a stack."""
 
-    async def expected(_: Request, error: Exception) -> Response:
-        return _answer(error if isinstance(error, GreenroomError) else GreenroomError("Something went wrong"))
+    async def expected(request: Request, error: Exception) -> Response:
+        known = error if isinstance(error, GreenroomError) else GreenroomError("Something went wrong")
+        if known.status >= 500:
+            logger.warning("request not served", path=request.url.path, status=known.status, detail=str(known))
+        return _answer(known)
 
     async def redis_is_away(_: Request, error: Exception) -> Response:
         logger.warning("Redis does not answer", error=type(error).__name__)
@@ -108,6 +130,8 @@ def add_error_answers(app: FastAPI) -> None:
     app.add_exception_handler(Exception, unexpected)
 
 
+_NOT_AN_OBJECT = ("model_attributes_type", "dict_type")
+"""Another type, or not declared as JSON."""
 _HTTP = {
     400: ("invalid_json", "The body is not JSON: send a JSON object with 'Content-Type: application/json'"),
     404: ("not_found", "There is nothing at this path: see /docs"),
@@ -123,6 +147,8 @@ def _explain(problem: Mapping[str, object]) -> str:
     message = str(problem["msg"]).removeprefix("Value error, ")
     if problem["type"] == "json_invalid":
         return "The body is not valid JSON"
+    if problem["type"] in _NOT_AN_OBJECT and not where:
+        return "The body is not a JSON object: send one, with 'Content-Type: application/json'"
     if problem["type"] == "extra_forbidden":
         return f"{where!a} is not a field of this request: leave it out"
     if problem["type"] == "missing":

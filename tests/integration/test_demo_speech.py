@@ -104,7 +104,9 @@ def colour(sound: bytes) -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
     """How the energy of a sound is spread over its pitches."""
     spectrum = np.abs(np.fft.rfft(np.frombuffer(sound, np.int16)))
     audible = spectrum[: len(spectrum) // 2]  # to 4 kHz
-    return np.log1p(np.array([band.mean() for band in np.array_split(audible, 80)]))
+    bands: np.ndarray[tuple[int], np.dtype[np.float64]]
+    bands = np.log1p(np.array([band.mean() for band in np.array_split(audible, 80)]))
+    return bands
 
 
 async def test_each_voice_sounds_unlike_the_others(speech: SpeechProcess) -> None:

@@ -11,8 +11,10 @@ from tests.integration.desk import FAST, Desk
 JOINED, LEFT, FINISHED = "participant_joined", "participant_left", "room_finished"
 
 
-def tell(desk: Desk, event_id: str, event: str, *, sid: str = "", session_id: str = "s", room_sid: str = "RM_1") -> str:
-    call = x.livekit_event(event_id, session_id=session_id, event=event, room_sid=room_sid, participant_sid=sid)
+def tell(desk: Desk, event_id: str, event: str, **changes: str) -> str:
+    known = {"sid": "", "session_id": "s", "room_sid": "RM_1"} | changes
+    sid = known.pop("sid")
+    call = x.livekit_event(event_id, event=event, participant_sid=sid, **known)
     return desk.do(call)
 
 

@@ -62,10 +62,12 @@ class DemoVoice(Held):
         super().__init__(
             push_start_frame=True,
             push_stop_frames=True,
+            push_text_frames=False,  # the words come by their times, or an interrupted sentence leaves no trace
             max_consecutive_zero_audio_contexts=1,
             settings=TTSSettings(model=None, voice=sound.voice, language=None),
         )
         self._sound = sound
+        self._context, self._said_seconds = "", 0.0
         self.process = SpeechProcess("speak")
 
     async def setup(self, setup: FrameProcessorSetup) -> None:  # type: ignore[override]  # as Pipecat has it
@@ -94,9 +96,20 @@ class DemoVoice(Held):
             return
         await self.start_tts_usage_metrics(text)
         rate: int = answer["rate"]
+        await self._time_words(text, len(sound) / 2 / rate, context_id)
         step = int(rate * _CHUNK_SECONDS) * 2
         for start in range(0, len(sound), step):
             yield TTSAudioRawFrame(sound[start : start + step], rate, 1, context_id=context_id)
+
+    async def _time_words(self, text: str, seconds: float, context_id: str) -> None:
+        """Say when each word comes; a turn's sentences follow each other, and a long word takes longer."""
+        if context_id != self._context:
+            self._context, self._said_seconds = context_id, 0.0
+        words = text.split()
+        letters = max(1, sum(map(len, words)))
+        times = [self._said_seconds + seconds * sum(map(len, words[:place])) / letters for place in range(len(words))]
+        self._said_seconds += seconds
+        await self.add_word_timestamps(list(zip(words, times, strict=True)), context_id)
 
 
 class DemoEars(SegmentedSTTService):
