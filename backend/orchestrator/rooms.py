@@ -56,29 +56,12 @@ class Rooms:
 
     def caller_token(self, session_id: str, identity: str, name: str) -> str:
         """For one caller: this room, the microphone, typed messages; nothing else."""
-        grants = api.VideoGrants(
-            room_join=True,
-            room=session_id,
-            can_publish=True,
-            can_publish_sources=["microphone"],
-            can_subscribe=True,
-            can_publish_data=True,
-            can_update_own_metadata=False,
-        )
-        return self._token(identity, grants).with_name(name).with_ttl(CALLER_TOKEN).to_jwt()
+        token = self._token(identity, _grants(session_id))
+        return token.with_name(name).with_ttl(CALLER_TOKEN).to_jwt()
 
     def agent_token(self, session_id: str) -> str:
         """For the session's agents, one after the other: it outlives the session, so that a successor can join."""
-        grants = api.VideoGrants(
-            room_join=True,
-            room=session_id,
-            can_publish=True,
-            can_publish_sources=["microphone"],
-            can_subscribe=True,
-            can_publish_data=True,
-            can_update_own_metadata=True,
-        )
-        token = self._token(AGENT_IDENTITY, grants).with_kind("agent")
+        token = self._token(AGENT_IDENTITY, _grants(session_id, can_update_own_metadata=True)).with_kind("agent")
         return token.with_ttl(self._longest + AGENT_TOKEN_SLACK).to_jwt()
 
     def verify(self, body: str, token: str) -> api.WebhookEvent:
@@ -158,3 +141,16 @@ class Rooms:
                 await asyncio.sleep(PAUSE_SECONDS)
         logger.warning("LiveKit does not answer", error=type(fault).__name__)
         raise UnavailableError("LiveKit does not answer: try again in a few seconds", retry_after_seconds=5)
+
+
+def _grants(session_id: str, *, can_update_own_metadata: bool = False) -> api.VideoGrants:
+    """What both sides of a call may do in its room; the agent also shows its state."""
+    return api.VideoGrants(
+        room_join=True,
+        room=session_id,
+        can_publish=True,
+        can_publish_sources=["microphone"],
+        can_subscribe=True,
+        can_publish_data=True,
+        can_update_own_metadata=can_update_own_metadata,
+    )
