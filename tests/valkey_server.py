@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import redis
 
 from tests import leaks
@@ -81,9 +82,14 @@ class Valkey:
         """Stop the process as it is, for ``seconds`` or until ``thaw``."""
         assert self.process, "not started"
         self.process.send_signal(signal.SIGSTOP)
+        # A signal is a wish: until it is done the server still runs commands, and may not answer them any more.
+        wait_until(self._is_stopped, what="the server is stopped")
         if seconds is not None:
             time.sleep(seconds)  # this is the outage, not a wait for something
             self.thaw()
+
+    def _is_stopped(self) -> bool:
+        return self.process is not None and psutil.Process(self.process.pid).status() == psutil.STATUS_STOPPED
 
     def thaw(self) -> None:
         """Let a frozen server go on; harmless to one that is not."""

@@ -20,7 +20,7 @@ from tests.livekit_server import LiveKitServer
 from tests.valkey_server import free_port
 
 ROOM = "session_1762018728198_00000000000000aa"
-GIVEN_UP_SECONDS = 2.5
+GIVEN_UP_SECONDS = 2.9
 """Two tries of a second, and the pause between them."""
 
 
