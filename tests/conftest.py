@@ -1,7 +1,9 @@
 """What all tests share: a real Valkey, and the check that a test leaves nothing behind."""
 
+import faulthandler
 import gc
 import os
+import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -13,6 +15,8 @@ from tests.valkey_server import Valkey
 
 TIMEOUT_SECONDS = 20
 ACCEPTANCE_TIMEOUT_SECONDS = 180
+HANG_SECONDS = 400
+"""Longer than any test and its fixtures may take."""
 ACCEPTANCE = Path(__file__).parent / "acceptance"
 MARKERS = (
     "acceptance: the whole product; every test in tests/acceptance has it",
@@ -35,6 +39,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker("acceptance")
         if not item.get_closest_marker("timeout") and config.getoption("timeout", None) is None:
             item.add_marker(pytest.mark.timeout(ACCEPTANCE_TIMEOUT_SECONDS if is_acceptance else TIMEOUT_SECONDS))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol() -> Generator[None, object, object]:
+    """End the run, with every stack, when a test hangs where its own timeout does not reach: in a task's exception."""
+    faulthandler.dump_traceback_later(HANG_SECONDS, exit=True, file=sys.__stderr__)
+    try:
+        return (yield)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 @pytest.hookimpl(wrapper=True)

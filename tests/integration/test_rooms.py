@@ -21,7 +21,7 @@ from tests.valkey_server import free_port
 
 ROOM = "session_1762018728198_00000000000000aa"
 GIVEN_UP_SECONDS = 2.9
-"""Two tries of a second, and the pause between them."""
+"""Two tries of 1.2 s and the pause between them; under the 3 s in which every start is answered."""
 
 
 async def find(livekit: LiveKitServer, name: str) -> Any:
