@@ -1,7 +1,7 @@
 # Two commands matter: `make run` and `make test`. Everything they need is fetched into .venv and .run.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format lock mutants clean
+.PHONY: help run test check format bench lock mutants clean
 
 # The first Python that is new enough and really works: version managers leave commands that only print an error.
 WORKS := import sys, ensurepip, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
@@ -35,6 +35,12 @@ format: ## Format the code and mend what ruff can mend
 	@exec $(SETUP) -m backend.local.setup check
 	@.venv/bin/ruff check --fix --quiet
 	@.venv/bin/ruff format
+
+bench: ## Measure how long a caller waits for a greeting
+	@exec $(SETUP) -m backend.local.setup test
+	@exec .venv/bin/python -m backend.local.livekit
+	@.venv/bin/python -m tests.benchmarks.greeting --bot voice $(ARGS)
+	@.venv/bin/python -m tests.benchmarks.greeting --bot tone $(ARGS)
 
 mutants: ## Break each Redis operation on purpose and see that a test notices
 	@exec $(SETUP) -m backend.local.setup test
