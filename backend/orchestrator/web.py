@@ -88,7 +88,10 @@ class Limits:
 
 def _is_this_machine(scope: Scope) -> bool:
     host = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"host"), "localhost")
-    return urlsplit(f"//{host}").hostname in ("127.0.0.1", "localhost", "::1")
+    try:
+        return urlsplit(f"//{host}").hostname in ("127.0.0.1", "localhost", "::1")
+    except ValueError:  # a bracket without its other half
+        return False
 
 
 class _TooLarge(HTTPException):

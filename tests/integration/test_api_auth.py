@@ -225,3 +225,20 @@ async def test_every_call_is_described_with_an_example(guarded: RunningApi) -> N
         assert has_example(call["responses"]["200"]["content"]), (path, method, "answer")
         if "requestBody" in call:
             assert has_example(call["requestBody"]["content"]), (path, method, "body")
+
+
+@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "[", "", "user@evil.example:80"])
+async def test_without_keys_a_foreign_host_name_is_refused(api: RunningApi, host: str) -> None:
+    """Somebody else's page can have its own name lead to this machine: the browser then sends that name."""
+    answer = await api.ask("GET", "/stats", headers={"Host": host})
+    assert (answer.status, answer.body["error"]) == (403, "forbidden")
+
+
+@pytest.mark.parametrize("host", ["localhost", "localhost:8000", "127.0.0.1:1", "[::1]:8000"])
+async def test_without_keys_this_machines_own_names_are_served(api: RunningApi, host: str) -> None:
+    assert (await api.ask("GET", "/stats", headers={"Host": host})).status == 200
+
+
+async def test_with_keys_every_host_name_is_served(guarded: RunningApi) -> None:
+    answer = await guarded.ask("GET", "/livez", headers={"Host": "calls.example"})
+    assert answer.status == 200

@@ -193,3 +193,11 @@ def test_another_process_cannot_return_under_the_same_id(desk: Desk) -> None:
     stranger = Agent(id="a", nonce="other", host_id="h")
     assert not desk.do(x.agent_returns(stranger, work, remembered=remembered(desk)))
     assert desk.field("agent:a", "nonce") == "nonce-a"
+
+
+def test_a_heartbeat_for_a_session_that_redis_lost_makes_no_record_of_it(desk: Desk) -> None:
+    agent, work = desk.live()
+    desk.client.delete(keys.session("s"))
+
+    assert desk.do(x.heartbeat(agent, work)).word is Word.UNKNOWN
+    assert not desk.client.exists(keys.session("s"))

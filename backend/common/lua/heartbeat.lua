@@ -28,9 +28,10 @@ end
 if ARGV[3] == '' then return {'assigned', record[3], tonumber(record[4])} end
 if record[3] ~= ARGV[3] or record[4] ~= ARGV[4] then return {'unknown'} end
 
+local session = session_key(ARGV[3])
+if redis.call('EXISTS', session) == 0 then return {'unknown'} end -- else a record without a TTL would be made
 redis.call('PEXPIRE', inbox_key(ARGV[1]), LIMITS.record_ttl)
 redis.call('HSET', KEYS[1], 'frames', ARGV[5])
-local session = session_key(ARGV[3])
 redis.call('HSET', session, 'usage', ARGV[6])
 redis.call('PEXPIRE', pid_key(ARGV[3]), LIMITS.record_ttl)
 local times = redis.call('HMGET', session, 'started_at_ms', 'longest_ms')
