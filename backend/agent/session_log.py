@@ -1,5 +1,6 @@
 """The log of one session: a file of its own, and the last 100 lines in Redis (agent:{session}:logs)."""
 
+import contextlib
 import os
 from collections import deque
 from typing import TYPE_CHECKING, TextIO
@@ -30,7 +31,7 @@ class SessionLog:
         self._unsent: deque[str] = deque(maxlen=KEPT_LINES)
         self._key = ""
         self._file: TextIO | None = None
-        logger.add(
+        self._sink = logger.add(
             self._write, level=settings.log_level, filter=logs.is_ours_or_serious, format="{message}", catch=True
         )
 
@@ -66,3 +67,10 @@ class SessionLog:
         for _ in lines:
             if self._unsent:
                 self._unsent.popleft()
+
+    def close(self) -> None:
+        """Keep no line after this one."""
+        with contextlib.suppress(ValueError):  # whoever configured the logs anew has removed it
+            logger.remove(self._sink)
+        if self._file:
+            self._file.close()

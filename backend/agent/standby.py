@@ -92,6 +92,7 @@ class Standby:
         self._link.close()
         with contextlib.suppress(RedisError):  # the file has them
             await self._log.flush(self._client)
+        self._log.close()
         await self._client.aclose()
         await self._inbox_client.aclose()
 
