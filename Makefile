@@ -52,6 +52,8 @@ COMPILE = uv pip compile --quiet --universal --python-version 3.11 --generate-ha
 lock: ## Write the lock files from pyproject.toml
 	$(COMPILE) --extra demo --extra embedded --output-file requirements.lock pyproject.toml
 	$(COMPILE) --group dev --constraint requirements.lock --output-file requirements-dev.lock
+	$(COMPILE) --group plots --constraint requirements.lock --output-file requirements-plots.lock
+	$(COMPILE) --group peer --output-file requirements-peer.lock
 	$(COMPILE) --group tools --output-file requirements-tools.lock
 	npm install --prefix backend/orchestrator/page --package-lock-only --ignore-scripts --omit-lockfile-registry-resolved
 
