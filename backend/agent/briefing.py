@@ -2,9 +2,12 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from backend.common.contract import EndReason, Order, Progress
+
+if TYPE_CHECKING:
+    from backend.agent.room import Room
 
 Role = Literal["user", "assistant"]
 
@@ -40,6 +43,8 @@ class Briefing:
     has_begun: bool = False
     """True for a successor: the caller was already talking when the last agent was lost."""
     history: tuple[Turn, ...] = ()
+    joined: "Room | None" = field(default=None, repr=False, compare=False)
+    """The session's room, where this agent has waited in it; None: join it."""
 
 
 @dataclass(frozen=True, kw_only=True)

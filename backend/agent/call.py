@@ -44,7 +44,7 @@ class Call:
         self._settings, self._briefing, self._link, self._models = settings, briefing, link, models
         self._clock = Clock(Patience.of(settings), time.monotonic(), has_begun=briefing.has_begun)
         self._faults = Faults()
-        self._room = Room()
+        self._room = briefing.joined or Room()
         self._chat = Chat(self._room, self._is_caller, self._on_typed)
         self._pipeline: VoicePipeline | None = None
         self._is_built = asyncio.Event()

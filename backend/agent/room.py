@@ -37,17 +37,20 @@ class Room(rtc.Room):
     """A room that is joined once, within bounds; Pipecat's own connect() then finds it joined."""
 
     async def join(self, url: str, token: str) -> None:
-        """Join; a room that does not exist yet is waited for.
+        """Join, unless it is joined; a room that does not exist yet is waited for.
 
         Raises:
             RoomGoneError: it does not exist.
             RoomNotJoinedError: also when the server does not answer. The attempt is then still
                 under way, because cancelling it leaves a ghost in the room: end the process soon.
         """
+        if self.isconnected():
+            return
         until = time.monotonic() + NOT_YET_SECONDS
         while True:
             try:
-                return await self._join_once(url, token)
+                await self._join_once(url, token)
+                return
             except rtc.ConnectError as error:
                 status = re.search(r"\b[45]\d\d\b", str(error))
                 if status is None or status[0] != "404":

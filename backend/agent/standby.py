@@ -1,4 +1,4 @@
-"""After the fork: arrive, wait on the inbox, hold one session, leave.
+"""After the fork: join an own room, arrive, wait on the inbox, hold one session, leave.
 
 The inbox is a bell. What is true stands in the hashes, and the heartbeat's answer repeats what
 was missed; so an agent whose bell was lost learns of its session within two seconds.
@@ -9,21 +9,23 @@ import contextlib
 import json
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import redis.asyncio
-from livekit import rtc
 from loguru import logger
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from backend.agent.briefing import Bot, Briefing, Command, Turn
+from backend.agent.own_room import OwnRoom
 from backend.agent.redis_link import RedisLink
+from backend.agent.room import RoomNotJoinedError
 from backend.agent.session_log import SessionLog
 from backend.common import keys
 from backend.common.contract import Agent, Assignment, EndReason, Order, Verdict, Word
-from backend.common.exchange import Exchange, agent_arrives, heartbeat
+from backend.common.exchange import Exchange, heartbeat
 from backend.common.limits import Limits
 from backend.common.settings import LauncherSettings
 
@@ -42,8 +44,7 @@ LEAVE = Assignment(session_id="", generation=0)
 
 async def serve(agent: Agent, bot: Bot, settings: LauncherSettings, *, room: str = "", room_token: str = "") -> int:
     """Live the whole life of an agent; returns its exit code. ``room`` is its own, '' when parked."""
-    rtc.Room()  # starts the native runtime now: 2 ms that the claim does not pay
-    standby = Standby(agent, settings)
+    standby = Standby(agent, settings, OwnRoom(room, room_token))
     try:
         return await standby.live(bot)
     finally:
@@ -65,8 +66,9 @@ def exit_code(reason: EndReason) -> int:
 class Standby:
     """One agent process: its connections, its heartbeat, its one assignment."""
 
-    def __init__(self, agent: Agent, settings: LauncherSettings) -> None:
+    def __init__(self, agent: Agent, settings: LauncherSettings, own: OwnRoom | None = None) -> None:
         self._agent, self._settings = agent, settings
+        self._own = own or OwnRoom()
         self._exchange = Exchange(limits=Limits.waiting_at_most(settings.bot_startup_timeout_seconds))
         self._client = _connect(settings, seconds=REDIS_SECONDS)
         self._inbox_client = _connect(settings, seconds=INBOX_SECONDS)
@@ -76,13 +78,21 @@ class Standby:
 
     async def live(self, bot: Bot) -> int:
         """Arrive and wait; hold the session that comes; returns the exit code."""
+        try:
+            await self._own.join(self._settings.livekit_url)
+        except RoomNotJoinedError as error:
+            logger.warning("the own room was not joined", cause=str(error))
+            return exit_code(EndReason.ROOM_LOST)
         await self._arrive()
-        helpers = [asyncio.create_task(self._read_inbox()), asyncio.create_task(self._beat())]
+        helpers = [asyncio.create_task(work) for work in (self._read_inbox(), self._beat(), self._watch_own_room())]
         for helper in helpers:
             helper.add_done_callback(self._helper_stopped)
         try:
             assignment = await self._work
-            return 0 if assignment is LEAVE else await self._hold(assignment, bot)
+            if assignment is LEAVE:
+                await self._own.leave()
+                return 0
+            return await self._hold(assignment, bot)
         finally:
             for helper in helpers:
                 helper.cancel()
@@ -124,7 +134,8 @@ class Standby:
             self._link.hold(assignment, record)
             logger.configure(extra={**_bound(self._agent), "session_id": assignment.session_id})
             self._log.begin(assignment.session_id)
-            return _briefing(self._agent, self._settings, assignment, (record, prompt, turns))
+            briefing = _briefing(self._agent, self._settings, assignment, (record, prompt, turns))
+            return replace(briefing, joined=self._own.for_session(assignment.session_id))
         return None
 
     async def _read_session(self, session_id: str) -> tuple[dict[str, str], dict[str, str], list[str]]:
@@ -138,7 +149,7 @@ class Standby:
     async def _arrive(self) -> None:
         while not self._work.done():
             try:
-                reply = await self._exchange.run(self._client, agent_arrives(self._agent))
+                reply = await self._exchange.run(self._client, self._own.arrival(self._agent))
             except RedisError:
                 await asyncio.sleep(AFTER_A_FAULT_SECONDS)
                 continue
@@ -152,6 +163,16 @@ class Standby:
         # One session in a life: a second one is found out by the heartbeat and goes back to the line.
         if not self._work.done():
             self._work.set_result(assignment)
+
+    async def _watch_own_room(self) -> None:
+        """Go with the room: a warm agent without one is worth nothing, and another is made at once."""
+        if not self._own.is_wanted:
+            return
+        is_lost = await self._own.over()
+        if not self._work.done():  # in a call the bot hears of it
+            if is_lost:
+                logger.warning("the own room was lost")
+            self._take(LEAVE)
 
     async def _read_inbox(self) -> None:
         inbox, last_id = keys.agent_inbox(self._agent.id), "0"

@@ -27,7 +27,7 @@ class Tone:
 
     def __init__(self, settings: LauncherSettings, briefing: Briefing, link: Link) -> None:
         self._settings, self._briefing, self._link = settings, briefing, link
-        self._room = Room()
+        self._room = briefing.joined or Room()
         self._ended: asyncio.Future[EndReason] = asyncio.get_running_loop().create_future()
 
     async def run(self) -> EndReason:

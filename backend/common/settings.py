@@ -156,6 +156,9 @@ class OrchestratorSettings(CommonSettings):
         min_length=1,
         max_length=64,
     )
+    prewarm_in_room: bool = variable(
+        "PREWARM_IN_ROOM", "warm agents wait in a room of their own; false parks them outside", True
+    )
     prewarm_pool_size: int = variable("PREWARM_POOL_SIZE", "warm agents wanted per host", 3, ge=0, le=1_000)
     python_script_path: str | None = variable(
         "PYTHON_SCRIPT_PATH", "accepted and ignored: agents are forked, no script is started", None

@@ -1,4 +1,4 @@
-"""The way of a call, in the order of events: start, come back, what LiveKit says, end, sweep, refill, settle.
+"""The way of a call, in the order of events: start, come back, what LiveKit says, end, sweep, settle.
 
 In between, the agent does its part through the exchange: it arrives, confirms its claim, begins
 the session, beats, and ends it (backend/agent/standby.py). Losing an agent is no case of its own:
@@ -17,11 +17,10 @@ from backend.common.exchange import (
     end_session,
     expire_leases,
     livekit_event,
-    reserve_spawns,
     session_arrives,
     session_settled,
 )
-from backend.orchestrator import placement, pool, session
+from backend.orchestrator import pool, session
 from backend.orchestrator.auth import Client
 from backend.orchestrator.errors import (
     ForbiddenError,
@@ -64,21 +63,27 @@ async def start_session(house: House, client: Client, request: StartRequest, key
     Raises: InvalidRequestError, KeyReusedError, FullError, UnavailableError
     """
     start = await _plan(house, client, request, key)
-    await house.rooms.create(start.proposed_id)  # before the claim: the agent is on its way the moment it is claimed
-    session_id = ""
-    try:
-        arrival = await _arrive(house, start)
-        session_id = arrival.session_id
-    finally:
-        if session_id != start.proposed_id:
-            house.in_background(house.rooms.delete(start.proposed_id))
+    arrival = await _arrive(house, start)
+    session_id = arrival.session_id
     if arrival.outcome is Outcome.AGAIN:
         return await _repeat(house, session_id)
     house.commands.refill_soon()
+    await _make_sure_of_room(house, session_id, start.start_key)
     await _keep_texts(house, client, request, start.user_id)
     logger.info("session started", session_id=session_id, state=arrival.state, agent_id=arrival.agent_id)
     token = house.rooms.caller_token(session_id, start.record["caller_identity"], start.record["user_name"])
     return Started(session_id=session_id, state=SessionState(arrival.state), token=token)
+
+
+async def _make_sure_of_room(house: House, session_id: str, start_key: str) -> None:
+    """The agent's own room is there already, unless it closed a moment ago; who waits needs one."""
+    try:
+        await house.rooms.create(session_id)
+    except UnavailableError:
+        # What is answered with 503 must not happen, and the retry is to be a new session.
+        await house.store.forget_start(start_key)
+        await house.run(end_session(session_id, EndReason.ROOM_LOST))
+        raise
 
 
 async def _plan(house: House, client: Client, request: StartRequest, key: str | None) -> Start:
@@ -132,7 +137,6 @@ async def _keep_texts(house: House, client: Client, request: StartRequest, user_
 async def _arrive(house: House, start: Start) -> Arrival:
     try:
         async with asyncio.timeout(ARRIVAL_SECONDS):
-            # Counted from here: LiveKit may have taken its time to make the room.
             not_after_ms = await house.store.now_ms() + int(ARRIVAL_SECONDS * 1000) - ARRIVAL_MARGIN_MS
             arrival = await house.run(session_arrives(replace(start, not_after_ms=not_after_ms)))
     except TimeoutError:
@@ -232,31 +236,6 @@ async def sweep(house: House) -> int:
             await house.commands.kill(agent.host_id, agent.id, agent.nonce)
         if swept.handled < SWEEP_STEP:
             return handled
-
-
-# -- refill: agents to come --------------------------------------------------------------------
-
-
-async def refill(house: House) -> int:
-    """Reserve the agents that are missing and let their hosts start them; returns how many."""
-    hosts, line = await house.store.hosts(), await house.store.line()
-    target = pool.wanted_warm(house.settings.prewarm_pool_size, len(hosts))
-    wanted = pool.missing(target=target, waiting=line.waiting, warm=line.warm, starting=line.starting)
-    if not wanted:
-        return 0
-    vacancies = [
-        placement.Vacancy(host_id=host.id, free=host.free, at_once=pool.at_once(host.cores, host.starting))
-        for host in hosts
-    ]
-    capacities = {host.id: host.capacity for host in hosts}
-    started = 0
-    for host_id, most in placement.spread(wanted, vacancies).items():
-        base = f"a_{await house.store.now_ms()}_{session.short_id()}"
-        call = reserve_spawns(host_id, capacity=capacities[host_id], target=target, most=most, base=base)
-        for agent_id in await house.run(call):
-            await house.commands.spawn(host_id, agent_id)
-            started += 1
-    return started
 
 
 # -- settle: what it came to -------------------------------------------------------------------

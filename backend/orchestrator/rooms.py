@@ -28,7 +28,8 @@ EMPTY_TIMEOUT_SECONDS = 300
 """A room that nobody joined closes by itself; a lone agent does not stop this clock."""
 DEPARTURE_TIMEOUT_SECONDS = 20
 """The caller's 10 s to come back, and 10."""
-AGENT_TOKEN_SLACK = timedelta(minutes=10)
+AGENT_TOKEN_SLACK = timedelta(minutes=15)
+"""For the time that a warm agent waits in its room, and for a late successor."""
 
 
 @dataclass(frozen=True, kw_only=True)

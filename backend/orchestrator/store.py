@@ -1,6 +1,5 @@
 """Every read and write of Redis that is not an operation of the exchange."""
 
-import base64
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from backend.common import keys
 from backend.common.contract import AgentState, SessionState
 from backend.common.settings import CommonSettings
+from backend.orchestrator.cursor import read_cursor, write_cursor
 
 REDIS_SECONDS = 1.0
 CONNECTIONS = 64
@@ -124,6 +124,11 @@ class Store:
             pipe.expire(key, CONFIG_TTL_SECONDS)
             await pipe.execute()
 
+    async def forget_start(self, start_key: str) -> None:
+        """Let the next start with this key be a new one; '' is no key."""
+        if start_key:
+            await self.client.delete(keys.start(start_key))
+
     async def hosts(self) -> list[Host]:
         """The hosts that were heard in the last ten seconds."""
         now_ms = await self.now_ms()
@@ -218,7 +223,7 @@ class Store:
         Raises: ValueError for a cursor that is not one of ours.
         """
         index = keys.SESSION_ALL if state in (None, SessionState.ENDED) else keys.SESSION_OPEN
-        offset_ms, last_id = _read_cursor(cursor)
+        offset_ms, last_id = read_cursor(cursor)
         found: list[tuple[str, dict[str, str]]] = []
         skip = 0
         while len(found) < limit + 1:
@@ -231,7 +236,9 @@ class Store:
             # Sessions made in the same millisecond stand in reverse order of their ids.
             ids = [name for name, score in rows if last_id is None or score < float(offset_ms) or name < last_id]
             found += [(name, record) for name, record in await self._records(ids) if state in (None, record["state"])]
-        following = _write_cursor(*found[limit - 1]) if len(found) > limit else None
+        following = (
+            write_cursor(found[limit - 1][0], found[limit - 1][1]["created_at_ms"]) if len(found) > limit else None
+        )
         return found[:limit], following
 
     async def _records(self, ids: list[str]) -> list[tuple[str, dict[str, str]]]:
@@ -250,6 +257,15 @@ class Store:
         """Whether Redis was away or empty a short while ago: what it does not know may still come back."""
         quiet_until_ms = await self.client.hget(keys.SWEEP, "quiet_until_ms")
         return quiet_until_ms is None or await self.read_clock() < int(quiet_until_ms) + lease_ms
+
+    async def warm_rooms(self) -> set[str]:
+        """The rooms in which warm agents wait."""
+        agents = await self.client.zrange(keys.POOL_READY, 0, -1)
+        async with self.client.pipeline(transaction=False) as pipe:
+            for agent_id in agents:
+                pipe.hget(keys.agent(agent_id), "room")
+            rooms = await pipe.execute() if agents else []
+        return {room for room in rooms if room}
 
     async def prune(self) -> list[str]:
         """Forget sessions older than a week and hosts unheard for an hour; returns those hosts."""
@@ -282,18 +298,3 @@ def _host(host_id: str, record: Mapping[str, str], states: list[str]) -> Host:
         busy=states.count(AgentState.BUSY) + states.count(AgentState.CLAIMED),
         seen_ms=int(record.get("seen_ms") or 0),
     )
-
-
-def _write_cursor(session_id: str, record: Mapping[str, str]) -> str:
-    return base64.urlsafe_b64encode(f"{record['created_at_ms']} {session_id}".encode()).decode().rstrip("=")
-
-
-def _read_cursor(cursor: str | None) -> tuple[str, str | None]:
-    if cursor is None:
-        return "+inf", None
-    try:
-        text = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode()
-        created_ms, session_id = text.split(" ")
-        return str(int(created_ms)), session_id
-    except ValueError:  # binascii's error and UnicodeDecodeError are ValueErrors
-        raise ValueError("cursor: use the nextCursor of the page before, unchanged") from None

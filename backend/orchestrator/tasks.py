@@ -12,9 +12,9 @@ from redis.exceptions import RedisError
 from backend.common.contract import Agent, Ask
 from backend.common.exchange import agent_exited
 from backend.common.launcher_socket import LauncherError, ask
-from backend.orchestrator import lifecycle, upkeep
+from backend.orchestrator import lifecycle, supply, upkeep
 from backend.orchestrator.celery_app import app, settings
-from backend.orchestrator.errors import GreenroomError
+from backend.orchestrator.errors import GreenroomError, UnavailableError
 from backend.orchestrator.house import House, open_house
 
 Work = Callable[[House], Awaitable[object]]
@@ -105,7 +105,7 @@ def refill() -> None:
 
 async def _refill_while_somebody_waits(house: House) -> None:
     for _ in range(REFILL_PASSES):
-        await lifecycle.refill(house)
+        await supply.refill(house)
         if not (await house.store.line()).waiting:
             return
         await asyncio.sleep(REFILL_PAUSE_SECONDS)
@@ -113,14 +113,15 @@ async def _refill_while_somebody_waits(house: House) -> None:
 
 @app.task(name="greenroom.spawn")
 def spawn(agent_id: str) -> None:
-    """Let this host's launcher start an agent. (With agents in rooms: make the room and its token here.)"""
+    """Let this host's launcher start an agent, in a room of its own unless it is to be parked."""
     _run(lambda house: _spawn(house, agent_id))
 
 
 async def _spawn(house: House, agent_id: str) -> None:
     try:
-        await _ask_launcher({"do": Ask.SPAWN, "agent_id": agent_id, "room": "", "room_token": ""})
-    except LauncherError as error:
+        room, token = await supply.make_warm_room(house)
+        await _ask_launcher({"do": Ask.SPAWN, "agent_id": agent_id, "room": room, "room_token": token})
+    except (LauncherError, UnavailableError) as error:
         logger.warning("agent not started", agent_id=agent_id, error=str(error)[:200])
         # Its slot comes back now, not when the reservation lapses.
         await house.run(agent_exited(Agent(id=agent_id, nonce="", host_id=settings.host_id), exit_code=None))

@@ -23,13 +23,14 @@ async def reconcile(house: House) -> int:
         return 0  # a Redis that forgot learns of its sessions from their agents first
     rooms = await house.rooms.list_ours()
     open_sessions = await house.store.open_sessions()
-    kept = open_sessions.keys() | set(await house.store.unsettled(ALL))  # settle deletes those, after the goodbye
+    # Settle deletes the rooms of goodbyes; warm agents wait in theirs.
+    kept = open_sessions.keys() | set(await house.store.unsettled(ALL)) | await house.store.warm_rooms()
     before = time.time() - YOUNG_SECONDS
     orphans = [room.name for room in rooms if room.created_at_seconds < before and room.name not in kept]
     present = {room.name for room in rooms}
     lost = [name for name, at_ms in open_sessions.items() if at_ms / 1000 < before and name not in present]
     for session_id in orphans:
-        logger.warning("room without a session deleted", session_id=session_id)
+        logger.info("room without a session deleted", session_id=session_id)
         await house.rooms.delete(session_id)
     for session_id in lost:
         logger.warning("session without a room ended", session_id=session_id)
@@ -60,4 +61,8 @@ async def close_down(house: House) -> int:
     ]
     for session_id in waiting:
         await house.run(end_session(session_id, EndReason.SHUTDOWN))
+    kept = (await house.store.open_sessions()).keys() | set(await house.store.unsettled(ALL))
+    for room in await house.rooms.list_ours():
+        if room.name not in kept:
+            await house.rooms.delete(room.name)
     return len(waiting)

@@ -13,7 +13,7 @@ from backend.common import exchange as x
 from backend.common import keys
 from backend.common.contract import Agent, Arrival, Assignment, EndReason, Start
 from backend.common.settings import OrchestratorSettings
-from backend.orchestrator import lifecycle
+from backend.orchestrator import lifecycle, supply
 from backend.orchestrator.broker import make_app
 from backend.orchestrator.house import House, open_house
 from tests.integration.conftest import MakeSettings
@@ -82,17 +82,17 @@ def lapse(valkey: Valkey, *members: str) -> None:
 async def test_refill_spreads_the_missing_agents_over_the_hosts(house: House, valkey: Valkey) -> None:
     host_is_seen(valkey, "h1")
     host_is_seen(valkey, "h2")
-    assert await lifecycle.refill(house) == 6
+    assert await supply.refill(house) == 6
     assert slots(valkey) == {"h1": 3, "h2": 3}
     assert await house.commands.queue_lengths(["h1", "h2"]) == {"control": 0, "host.h1": 3, "host.h2": 3}
-    assert await lifecycle.refill(house) == 0
+    assert await supply.refill(house) == 0
 
 
 async def test_a_spawn_command_carries_an_agents_id_and_an_expiry_and_nothing_else(
     house: House, valkey: Valkey
 ) -> None:
     host_is_seen(valkey)
-    await lifecycle.refill(house)
+    await supply.refill(house)
     sent = commands(valkey, HOST)
     assert {task for task, _, _ in sent} == {"greenroom.spawn"}
     assert {args[0] for _, args, _ in sent} == valkey.client.smembers(keys.host_agents(HOST))
@@ -102,7 +102,7 @@ async def test_a_spawn_command_carries_an_agents_id_and_an_expiry_and_nothing_el
 async def test_twenty_refills_at_once_start_no_agent_too_many(house: House, valkey: Valkey) -> None:
     host_is_seen(valkey, "h1")
     host_is_seen(valkey, "h2")
-    await asyncio.gather(*(lifecycle.refill(house) for _ in range(20)))
+    await asyncio.gather(*(supply.refill(house) for _ in range(20)))
     assert sum(slots(valkey).values()) == 6
     assert sum((await house.commands.queue_lengths(["h1", "h2"])).values()) == 6
 
@@ -111,8 +111,8 @@ async def test_refill_counts_who_waits_and_who_is_starting(house: House, valkey:
     host_is_seen(valkey, cores=8)
     for number in range(4):
         await arrives(house, number)
-    assert await lifecycle.refill(house) == 4 + 3
-    assert await lifecycle.refill(house) == 0
+    assert await supply.refill(house) == 4 + 3
+    assert await supply.refill(house) == 0
 
 
 async def test_a_host_starts_two_agents_a_core_at_a_time_and_never_more_than_it_holds(
@@ -123,7 +123,7 @@ async def test_a_host_starts_two_agents_a_core_at_a_time_and_never_more_than_it_
         await arrives(house, number)
     started = []
     for _ in range(4):
-        started.append(await lifecycle.refill(house))
+        started.append(await supply.refill(house))
         for name in sorted(valkey.client.smembers(keys.POOL_STARTING)):
             await agent(house, name)
     assert started == [2, 2, 1, 0]
@@ -136,7 +136,7 @@ async def test_a_burst_is_served_in_order_as_agents_come(house: House, valkey: V
         assert (await arrives(house, number)).state == "waiting"
     served = []
     while valkey.client.zcard(keys.SESSION_WAITING):
-        await lifecycle.refill(house)
+        await supply.refill(house)
         for name in sorted(valkey.client.smembers(keys.POOL_STARTING)):
             _, assignment = await agent(house, name)
             served += [assignment.session_id] if isinstance(assignment, Assignment) else []
@@ -145,10 +145,10 @@ async def test_a_burst_is_served_in_order_as_agents_come(house: House, valkey: V
 
 async def test_without_a_host_nothing_is_started(house: House, valkey: Valkey) -> None:
     await arrives(house)
-    assert await lifecycle.refill(house) == 0
+    assert await supply.refill(house) == 0
     host_is_seen(valkey, "gone")
     valkey.client.zadd(keys.HOSTS, {"gone": valkey.now_ms() - 11_000})
-    assert await lifecycle.refill(house) == 0
+    assert await supply.refill(house) == 0
 
 
 async def test_a_burst_of_starts_asks_for_a_refill_once_and_the_next_start_again(house: House) -> None:
@@ -275,7 +275,7 @@ async def test_an_agent_that_dies_in_a_call_is_followed_by_the_next(
     await house.run(x.agent_exited(lost, exit_code=-9))
     if not has_next:
         host_is_seen(valkey)
-        assert await lifecycle.refill(house) == 4  # the three that are wanted warm, and one for who waits
+        assert await supply.refill(house) == 4  # the three that are wanted warm, and one for who waits
         _, assignment = await agent(house, "b")
         assert assignment == Assignment(session_id=session_id(0), generation=2)
     record = valkey.client.hgetall(keys.session(session_id(0)))

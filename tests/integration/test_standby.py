@@ -1,15 +1,12 @@
 """An agent's life at a real Valkey: it arrives, waits, holds one session, and leaves."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
 from backend.agent import process, standby
-from backend.agent.briefing import Briefing, Command, Link, Turn
+from backend.agent.briefing import Command, Link, Turn
 from backend.agent.standby import Standby
 from backend.common import exchange as x
 from backend.common import keys
@@ -17,41 +14,11 @@ from backend.common.contract import Agent, Assignment, EndReason, Order
 from backend.common.limits import Limits
 from backend.common.settings import LauncherSettings
 from tests.integration.desk import Desk
+from tests.running_standby import ME, FakeBot, is_warm, living, until_told
 from tests.valkey_server import Valkey
 from tests.waiting import wait_until_async
 
-ME = Agent(id="me", nonce="nonce-me", host_id="h", pid=4711)
 PROMPT = {"system_prompt": "Be kind.", "opening_line": "Hello."}
-
-
-@dataclass
-class FakeBot:
-    """Does what the test says, and notes what it was told."""
-
-    says: Callable[[Link], Awaitable[EndReason]]
-    briefing: Briefing | None = None
-    link: Link | None = None
-    heard: list[Command] = field(default_factory=list)
-    is_running: asyncio.Event = field(default_factory=asyncio.Event)
-
-    async def __call__(self, briefing: Briefing, link: Link) -> EndReason:
-        self.briefing, self.link = briefing, link
-        listening = asyncio.ensure_future(self._listen(link))
-        self.is_running.set()
-        try:
-            return await self.says(link)
-        finally:
-            listening.cancel()
-
-    async def _listen(self, link: Link) -> None:
-        async for command in link.commands():
-            self.heard.append(command)
-
-
-async def until_told(bot: FakeBot) -> EndReason:
-    """Talk until an END comes."""
-    await wait_until_async(lambda: [c for c in bot.heard if c.order is Order.END], timeout=10, what="an END comes")
-    return bot.heard[-1].reason or EndReason.AGENT_LOST
 
 
 @pytest.fixture
@@ -67,21 +34,6 @@ def settings(valkey: Valkey, tmp_path: Path) -> LauncherSettings:
     )
 
 
-@asynccontextmanager
-async def living(settings: LauncherSettings, bot: FakeBot) -> AsyncIterator["asyncio.Task[int]"]:
-    """Let an agent live beside the test."""
-    (settings.host_dir / "agents").mkdir(parents=True, exist_ok=True)
-    process.write_state(settings, ME)
-    agent = Standby(ME, settings)
-    life = asyncio.ensure_future(agent.live(bot))
-    try:
-        yield life
-    finally:
-        life.cancel()
-        await asyncio.gather(life, return_exceptions=True)
-        await agent.close()
-
-
 @pytest.fixture(autouse=True)
 def _fast_heartbeats(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(standby, "HEARTBEAT_SECONDS", 0.05)
@@ -91,10 +43,6 @@ def _fast_heartbeats(monkeypatch: pytest.MonkeyPatch) -> None:
 def talker() -> FakeBot:
     bot = FakeBot(says=lambda _: until_told(bot))
     return bot
-
-
-async def is_warm(desk: Desk) -> None:
-    await wait_until_async(lambda: desk.client.zscore(keys.POOL_READY, ME.id), what="the agent is warm")
 
 
 async def test_an_agent_is_told_its_session_and_begins_confirms_and_ends_it(

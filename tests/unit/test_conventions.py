@@ -59,7 +59,7 @@ def test_the_example_lists_every_variable_and_no_other() -> None:
 def test_the_example_shows_the_defaults() -> None:
     shown = dict(re.findall(r"^# ([A-Z][A-Z_]+)=(.*)$", (ROOT / ".env.example").read_text(), re.MULTILINE))
     defaults = {
-        str(field.validation_alias): str(field.default)
+        str(field.validation_alias): str(field.default).lower() if field.annotation is bool else str(field.default)
         for program in PROGRAMS
         for field in program.model_fields.values()
         if isinstance(field.default, str | int | float | Path)
