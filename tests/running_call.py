@@ -16,6 +16,8 @@ from tests.fakes.fake_link import FakeLink
 from tests.livekit_server import CALLER, DEPARTURE_TIMEOUT_SECONDS, LiveKitServer
 
 OPENING = "Hello there."
+PLAIN = {"voice": "demo", "opening_line_cache_mb": 0}
+"""What a test does not say otherwise."""
 
 
 class NoWatchdog:
@@ -65,7 +67,7 @@ async def a_call(server: LiveKitServer, link: FakeLink | None = None, **wishes: 
     if not wishes.pop("is_room_late", False):
         await server.create_room(room, departure_timeout=departure_timeout)
     fields = {name: wishes.pop(name) for name in list(wishes) if name in LauncherSettings.model_fields}
-    settings = LauncherSettings.model_validate({"livekit_url": server.url, "voice": "demo", **fields})
+    settings = LauncherSettings.model_validate({**PLAIN, "livekit_url": server.url, **fields})
     known = {"longest_seconds": 600.0, "opening_line": OPENING, "caller_identity": CALLER, **wishes}
     briefing = Briefing(
         session_id=room,

@@ -81,7 +81,7 @@ async def running_service(*services: FrameProcessor) -> AsyncIterator[RunningSer
 
 def settings(**changes: object) -> LauncherSettings:
     """The launcher's settings, of nothing but these."""
-    values = {"livekit_url": "ws://127.0.0.1:1", "host_id": "h", **changes}
+    values = {"livekit_url": "ws://127.0.0.1:1", "host_id": "h", "opening_line_cache_mb": 0, **changes}
     return LauncherSettings(_env_file=None, **values)  # type: ignore[arg-type]  # whatever a test gives
 
 

@@ -122,8 +122,7 @@ class Call:
         self._room.on("reconnected", lambda: self._start(self._speak_again(transport)))
         for work in (self._chat.deliver(), self._be_heard(voice, transport), self._look(pipeline)):
             self._start(work)
-        opening = self._briefing.opening_line or voice.greeting
-        await pipeline.say(prompt.BACK_AGAIN if self._briefing.has_begun else opening)
+        await pipeline.say(voice.first_words)
         await pipeline.run()
         self._end(EndReason.VENDOR_FAILED)  # over without a reason of ours
 

@@ -97,6 +97,13 @@ class LauncherSettings(CommonSettings):
     language_model: str = variable("LANGUAGE_MODEL", "provider by name, from backend/agent/voices", "groq")
     text_to_speech: str = variable("TEXT_TO_SPEECH", "provider by name, from backend/agent/voices", "inworld")
 
+    opening_line_cache_mb: int = variable(
+        "OPENING_LINE_CACHE_MB", "most megabytes of spoken opening lines on disk; 0 keeps none", 64, ge=0, le=100_000
+    )
+    opening_line_cache_for: Annotated[tuple[str, ...], NoDecode, BeforeValidator(split)] = variable(
+        "OPENING_LINE_CACHE_FOR", "voices besides demo whose terms allow keeping their speech, separated by commas", ()
+    )
+
     caller_grace_seconds: float = variable(
         "CALLER_GRACE", "seconds a caller who left has to come back", 10.0, ge=0, le=15
     )

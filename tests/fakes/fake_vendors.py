@@ -21,8 +21,8 @@ from aiohttp import WSMsgType, web
 from tests.fakes.fake_speech import say
 
 Vendor = Literal["stt", "llm", "tts"]
-Kind = Literal["", "401", "500", "hang", "mute"]
-"""hang: takes the connection and never answers; mute: takes the request and gives no result."""
+Kind = Literal["", "401", "500", "hang", "mute", "half"]
+"""hang: takes the connection and never answers; mute: takes the request and gives no result; half: gives half of it."""
 
 TRANSCRIPT_SECONDS = 0.1
 CHUNKS_PER_SECOND = 5
@@ -192,13 +192,16 @@ class FakeVendors:
                 continue
             told = json.loads(message.data)
             self.requests.append(Seen("tts", told))
-            if self._faults.get("tts") != "mute":
-                await _speak_next(socket, told, made)
+            fault = self._faults.get("tts")
+            if fault != "mute" and not (fault == "half" and "close_context" in told):
+                await _speak_next(socket, told, made, is_half=fault == "half")
         self._sockets["tts"].discard(socket)
         return socket
 
 
-async def _speak_next(socket: web.WebSocketResponse, told: dict[str, Any], made: dict[str, dict[str, Any]]) -> None:
+async def _speak_next(
+    socket: web.WebSocketResponse, told: dict[str, Any], made: dict[str, dict[str, Any]], *, is_half: bool
+) -> None:
     context = told.get("contextId", "")
     if "create" in told:
         made[context] = told["create"]
@@ -207,7 +210,11 @@ async def _speak_next(socket: web.WebSocketResponse, told: dict[str, Any], made:
         lost = {"contextId": context, "status": {"code": 5, "message": "Context not found"}}
         await socket.send_json({"result": lost})
     elif text := told.get("send_text", {}).get("text", "").strip():
-        await _send_speech(socket, context, text, made[context]["audioConfig"]["sampleRateHertz"])
+        rate = made[context]["audioConfig"]["sampleRateHertz"]
+        sound = await asyncio.to_thread(say, text, rate)
+        await _send_speech(socket, context, text, (sound[: len(sound) // 4 * 2] if is_half else sound, rate))
+        if not is_half:
+            await socket.send_json(_result(context, flushCompleted={}))
     elif "flush_context" in told:
         await socket.send_json(_result(context, flushCompleted={}))
     elif "close_context" in told:
@@ -215,15 +222,14 @@ async def _speak_next(socket: web.WebSocketResponse, told: dict[str, Any], made:
         await socket.send_json(_result(context, contextClosed={}))
 
 
-async def _send_speech(socket: web.WebSocketResponse, context: str, text: str, rate: int) -> None:
-    sound = await asyncio.to_thread(say, text, rate)
+async def _send_speech(socket: web.WebSocketResponse, context: str, text: str, speech: tuple[bytes, int]) -> None:
+    sound, rate = speech
     step = rate // CHUNKS_PER_SECOND * 2
     for start in range(0, len(sound), step):
         chunk: dict[str, Any] = {"audioContent": base64.b64encode(sound[start : start + step]).decode()}
         if start == 0:
             chunk["timestampInfo"] = {"wordAlignment": _alignment(text.split(), len(sound) / 2 / rate)}
         await socket.send_json(_result(context, audioChunk=chunk))
-    await socket.send_json(_result(context, flushCompleted={}))
 
 
 def _alignment(words: list[str], seconds: float) -> dict[str, list[Any]]:

@@ -2,13 +2,14 @@
 
 import time
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 
 from backend.agent import call as call_module
 from backend.agent import pipeline, prompt, rules
-from backend.common.contract import EndReason, Order
+from backend.common.contract import AGENT_IDENTITY, EndReason, Order
 from tests.fakes.fake_vendors import FakeVendors, Kind, ToolCall, Vendor
 from tests.livekit_server import LiveKitServer
 from tests.running_call import OPENING, NoWatchdog, Running, a_call
@@ -79,6 +80,51 @@ async def test_a_question_is_heard_thought_about_and_answered_and_what_it_cost_i
         usage = call.link.progress().usage
         assert usage["characters"] >= len(OPENING)
         assert (usage["prompt_tokens"], usage["completion_tokens"]) == (42, 9)
+
+
+async def test_an_opening_line_from_disk_is_heard_shown_recorded_and_charged_as_one_from_the_vendor(
+    livekit: LiveKitServer, vendors: FakeVendors, tmp_path: Path
+) -> None:
+    chosen = {
+        **wishes(vendors),
+        "opening_line_cache_for": ("inworld",),
+        "opening_line_cache_mb": 1,
+        "run_dir": tmp_path,
+    }
+    seconds, asked = [], []
+    for _ in range(2):
+        async with a_call(livekit, **chosen, opening_line=QUESTION) as call:
+            caller = await call.caller_joins()
+            first, last = await caller.utterance()
+            seconds.append(last - first)
+            asked.append(sum("send_text" in seen.body for seen in vendors.seen("tts")))
+            assert (await caller.shown("weather", speaker=AGENT_IDENTITY)).text == QUESTION
+            assert (await call.link.recorded("weather")).text == QUESTION
+            assert call.link.begun == 1
+            assert call.link.progress().usage["characters"] == (len(QUESTION) + 1 if asked == [1] else 0)
+    assert asked == [1, 1]
+    assert seconds[1] == pytest.approx(seconds[0], abs=0.15), "from its first syllable to its last"
+
+
+async def test_an_opening_line_from_disk_is_recorded_as_far_as_it_was_heard(
+    livekit: LiveKitServer, vendors: FakeVendors, tmp_path: Path
+) -> None:
+    chosen = {
+        **wishes(vendors),
+        "opening_line_cache_for": ("inworld",),
+        "opening_line_cache_mb": 1,
+        "run_dir": tmp_path,
+    }
+    async with a_call(livekit, **chosen, opening_line=LONG) as call:
+        await call.caller_joins()
+        await call.caller.sound()
+    async with a_call(livekit, **chosen, opening_line=LONG) as call:
+        caller = await call.caller_joins()
+        await caller.sound()
+        await caller.say(QUESTION)
+        turn = await call.link.recorded("one, two")
+        assert turn.interrupted
+        assert "fifteen" not in turn.text
 
 
 async def test_an_interrupted_turn_is_recorded_as_far_as_it_was_heard(

@@ -24,7 +24,7 @@ async def test_without_keys_the_demo_voice_speaks() -> None:
     voice = voices.make(settings(), briefing(), facts())
     assert isinstance(voice.hear, demo.DemoEars)
     assert isinstance(voice.speak, demo.DemoVoice)
-    assert voice.greeting
+    assert voice.first_words
     assert voice.tools == ()
     assert not voice.heard.is_set()
 
@@ -40,7 +40,7 @@ async def test_with_keys_the_vendors_speak_as_configured() -> None:
     assert thought["model"] == "llama-3.3-70b-versatile"
     assert thought["system_instruction"] == prompt.system_prompt("Be brief.")
     assert voice.think._client.max_retries == 0
-    assert voice.greeting == prompt.opening_line("")
+    assert voice.first_words == prompt.opening_line("")
     assert voice.heard is voice.speak.heard
     assert [tool.__name__ for tool in voice.tools] == ["end_call"]
 

@@ -20,11 +20,14 @@ from pipecat.adapters.llm.schemas.direct_function import DirectFunction
 from pipecat.processors.frame_processor import FrameProcessor
 from pipecat.services.tts_service import TTSService
 
+from backend.agent import prompt
 from backend.agent.briefing import Briefing
+from backend.agent.voices.opening_lines import OpeningLines
+from backend.agent.voices.remembering import Remembering
 from backend.agent.voices.shared import Facts, GoodbyeFrame, Held, Mind, tls
 from backend.common.settings import LauncherSettings
 
-__all__ = ["Facts", "GoodbyeFrame", "Held", "Mind", "ProviderError", "Voice", "make", "preload"]
+__all__ = ["Facts", "GoodbyeFrame", "Held", "Mind", "ProviderError", "Remembering", "Voice", "make", "preload"]
 
 DEMO = "demo"
 KNOWN: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -52,8 +55,8 @@ class Voice:
     """Text to speech."""
     heard: asyncio.Event
     """Set it when the caller can hear: until then the first sound is held."""
-    greeting: str
-    """The opening line when the session has none."""
+    first_words: str
+    """The opening line; to a caller whose last agent was lost, that another one is there."""
     tools: tuple[DirectFunction, ...] = ()
     """For the LLMContext: what the language model may call."""
 
@@ -81,18 +84,33 @@ def make(settings: LauncherSettings, briefing: Briefing, facts: Facts) -> Voice:
     if not isinstance(speak, Held):
         raise ProviderError(f"TEXT_TO_SPEECH got {settings.text_to_speech!r}: its service must be a voices.Held")
     mind: Mind = modules["language_model"].language_model(settings, briefing, facts)
+    first_words = prompt.BACK_AGAIN if briefing.has_begun else briefing.opening_line or mind.greeting
+    if isinstance(speak, Remembering) and _may_be_kept(settings):
+        lines = OpeningLines(settings.host_dir / "opening-lines", settings.opening_line_cache_mb * 1_000_000)
+        speak.remember(first_words, lines)
     return Voice(
         hear=modules["speech_to_text"].speech_to_text(settings, briefing),
         think=mind.think,
         speak=speak,
         heard=speak.heard,
-        greeting=mind.greeting,
+        first_words=first_words,
         tools=mind.tools,
     )
 
 
+def _may_be_kept(settings: LauncherSettings) -> bool:
+    """Whether opening lines may be on disk: what the demo voice says is ours, what a vendor's says its terms decide."""
+    name = _name("text_to_speech", settings)
+    return settings.opening_line_cache_mb > 0 and (name == DEMO or name in settings.opening_line_cache_for)
+
+
 def _modules(settings: LauncherSettings) -> dict[str, ModuleType]:
-    return {kind: _load(kind, DEMO if settings.is_demo_voice else getattr(settings, kind)) for kind in KNOWN}
+    return {kind: _load(kind, _name(kind, settings)) for kind in KNOWN}
+
+
+def _name(kind: str, settings: LauncherSettings) -> str:
+    name: str = DEMO if settings.is_demo_voice else getattr(settings, kind)
+    return name
 
 
 def _load(kind: str, name: str) -> ModuleType:

@@ -4,7 +4,7 @@ import re
 import time
 import zlib
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipecat.frames.frames import ErrorFrame, Frame, TranscriptionFrame, TTSAudioRawFrame
@@ -19,6 +19,7 @@ from backend.agent.voices.demo_mind import DemoMind, normalised
 from backend.agent.voices.demo_process import LIBRARIES, SpeechError, SpeechProcess, library_folder
 from backend.agent.voices.demo_speech import HEARING_RATE
 from backend.agent.voices.demo_topics import GREETING, TOPICS, UNCLEAR
+from backend.agent.voices.remembering import Remembering
 from backend.agent.voices.shared import Facts, Held, Mind
 from backend.common.settings import LauncherSettings
 
@@ -55,11 +56,12 @@ def timbre(voice_id: str) -> Timbre:
     return TIMBRES.get(voice_id) or TIMBRES[names[zlib.crc32(voice_id.encode()) % len(names)]]
 
 
-class DemoVoice(Held):
+class DemoVoice(Remembering):
     """Speaks by a process of its own, one sentence at a time."""
 
     def __init__(self, sound: Timbre) -> None:
         super().__init__(
+            sounds_by=asdict(sound),
             push_start_frame=True,
             push_stop_frames=True,
             push_text_frames=False,  # the words come by their times, or an interrupted sentence leaves no trace

@@ -6,6 +6,7 @@ from types import MappingProxyType
 from pipecat.services.inworld.tts import InworldTTSService
 
 from backend.agent.briefing import Briefing
+from backend.agent.voices.remembering import Remembering
 from backend.agent.voices.shared import Held, Socket, reveal
 from backend.common.settings import LauncherSettings
 
@@ -21,13 +22,15 @@ MUTE_AFTER = 1
 """So many utterances without any sound, and the voice is written off; Pipecat would try three."""
 
 
-class InworldVoice(Held, Socket, InworldTTSService):
-    """Pipecat's service over our socket, held until it can be heard."""
+class InworldVoice(Remembering, Socket, InworldTTSService):
+    """Pipecat's service over our socket, held until it can be heard; knows its opening line, if it may."""
 
 
 def text_to_speech(settings: LauncherSettings, briefing: Briefing) -> Held:
     """Make the voice of one call."""
     return InworldVoice(
+        sounds_by={"url": settings.inworld_url},
+        secret=reveal(settings.inworld_api_key),
         api_key=reveal(settings.inworld_api_key),
         url=settings.inworld_url,
         max_consecutive_zero_audio_contexts=MUTE_AFTER,
