@@ -10,70 +10,47 @@ import argparse
 import asyncio
 import os
 import platform
-import statistics
 import sys
 import time
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-import httpx2 as httpx
-
+from backend.caller.caller import Caller
+from backend.caller.errors import CallFailedError
+from backend.caller.rest import Greenroom
+from backend.caller.stages import Stage, Stages, spread
 from tests.acceptance.house import House
-from tests.fakes.fake_caller import FakeCaller
 from tests.waiting import wait_until
 
 SOUND_SECONDS = 12.0
 
 
-@dataclass(frozen=True, kw_only=True)
-class Timing:
-    """One call; milliseconds from the moment before the POST, except ``answer``, which is the POST's own time."""
-
-    answer: float
-    connected: float
-    heard: float
-
-    @property
-    def after_connect(self) -> float:
-        """What the agent adds to the caller's own connect."""
-        return self.heard - self.connected
-
-
-async def call(client: httpx.AsyncClient) -> Timing | None:
-    """Place one call, wait for the first sound, end it; None when no sound came."""
-    began = time.monotonic()
-    answer = await client.post("/orchestrator/session/start", json={"userName": "benchmark"})
-    answered = time.monotonic()
-    started = answer.raise_for_status().json()
-    async with FakeCaller() as caller:
-        await caller.join(started["serverUrl"], started["token"])
-        connected = time.monotonic()
+async def call(greenroom: Greenroom) -> Stages:
+    """Place one call, wait for the first sound, end it."""
+    async with Caller(greenroom) as caller:
+        started = await caller.start(userName="benchmark")
+        await caller.connect()
         try:
-            heard = await caller.sound(timeout=SOUND_SECONDS)
-        except TimeoutError:
-            print(f"lost: {started['sessionId']}", file=sys.stderr)  # noqa: T201  # to be looked for in the logs
-            return None
-        finally:
-            await client.post("/orchestrator/session/end", json={"sessionId": started["sessionId"]})
-    return Timing(answer=(answered - began) * 1000, connected=(connected - began) * 1000, heard=(heard - began) * 1000)
+            await caller.first_sound(within=SOUND_SECONDS)
+        except CallFailedError as error:
+            print(f"lost: {started.session_id}: {error}", file=sys.stderr)  # noqa: T201  # to be looked for in the logs
+    return caller.stages
 
 
-async def calls(house: House, count: int) -> list[Timing | None]:
+async def calls(house: House, count: int) -> list[Stages]:
     """Place calls one after the other, each on a pool that is full again."""
-    timings = []
-    async with httpx.AsyncClient(base_url=house.url, timeout=10) as client:
+    placed = []
+    async with Greenroom(house.url) as greenroom:
         for _ in range(count):
             await asyncio.to_thread(wait_until, house.is_warm, timeout=30, what="the pool is full again")
-            timings.append(await call(client))
-    return timings
+            placed.append(await call(greenroom))
+    return placed
 
 
-def row(name: str, values: list[float]) -> str:
+def row(name: str, values: list[float | None]) -> str:
     """One line of the table: median, p95, worst."""
-    ordered = sorted(values)
-    p95 = ordered[min(len(ordered) - 1, round(0.95 * (len(ordered) - 1)))]
-    return f"| {name} | {statistics.median(ordered):.0f} | {p95:.0f} | {ordered[-1]:.0f} |"
+    found = spread(values)
+    return f"| {name} | {found.median:.0f} | {found.p95:.0f} | {found.worst:.0f} |" if found else f"| {name} | | | |"
 
 
 def main() -> None:
@@ -91,19 +68,22 @@ def main() -> None:
         placed = asyncio.run(calls(house, options.calls))
     finally:
         house.stop() if options.keep else house.discard()
-    timings = [timing for timing in placed if timing]
+    heard = [stages.reached_ms.get(Stage.FIRST_SOUND) for stages in placed]
     lines = [
         f"{datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores, {platform.machine()}, "
         f"Python {platform.python_version()}, bot {options.bot}, "
-        f"{len(placed)} calls, {len(placed) - len(timings)} lost; "
+        f"{len(placed)} calls, {heard.count(None)} lost; "
         f"start of everything to two warm agents: {start_seconds:.1f} s",
         "",
         "| ms | median | p95 | worst |",
         "|---|---|---|---|",
-        row("POST to answer", [timing.answer for timing in timings]),
-        row("POST to caller connected", [timing.connected for timing in timings]),
-        row("POST to first sound heard", [timing.heard for timing in timings]),
-        row("caller connected to first sound", [timing.after_connect for timing in timings]),
+        row("POST to answer", [stages.reached_ms.get(Stage.ANSWERED) for stages in placed]),
+        row("POST to caller connected", [stages.reached_ms.get(Stage.CONNECTED) for stages in placed]),
+        row("POST to first sound heard", heard),
+        row(
+            "caller connected to first sound",
+            [stages.between_ms(Stage.CONNECTED, Stage.FIRST_SOUND) for stages in placed],
+        ),
     ]
     print("\n".join(lines))  # noqa: T201  # this is its output
 
