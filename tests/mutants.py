@@ -22,8 +22,12 @@ LONGEST_SECONDS = 900
 
 MUTANTS = [
     ("session_arrives", "  remember_start(KEYS[2], ARGV[7], id)\n", ""),
-    ("session_arrives", "  if start[1] and start[1] ~= ARGV[7] then return {'conflict'} end\n", ""),
-    ("session_arrives", "if ARGV[8] ~= '' and now > tonumber(ARGV[8]) then return {'refused', 'late'} end\n", ""),
+    (
+        "session_arrives",
+        "  if start[1] and start[1] ~= ARGV[7] then count('refused:conflict') return {'conflict'} end\n",
+        "",
+    ),
+    ("session_arrives", "if ARGV[8] ~= '' and now > tonumber(ARGV[8]) then return refuse('late') end\n", ""),
     ("session_arrives", "now_us - oldest[2] > LIMITS.line_age * 1000", "false"),
     ("session_arrives", "math.max(now_us, (tonumber(last) or 0) + 1)", "now_us"),
     ("session_arrives", "if room ~= '' then id, token = room, get(agent_key(agent_id), 'room_token') end", ""),
@@ -87,7 +91,7 @@ MUTANTS = [
     ("session_settled", "if start_key ~= '' then redis.call('PEXPIRE', start_key, LIMITS.settled_ttl) end\n", ""),
     (
         "livekit_event",
-        "if not redis.call('SET', KEYS[1], '1', 'NX', 'PX', LIMITS.event_ttl) then return 'again' end\n",
+        "if not redis.call('SET', KEYS[1], '1', 'NX', 'PX', LIMITS.event_ttl) then return answer('again') end\n",
         "",
     ),
     (

@@ -16,7 +16,7 @@ import redis
 import redis.asyncio
 from redis.exceptions import NoScriptError
 
-from backend.common import keys
+from backend.common import keys, numbers
 from backend.common.contract import (
     Agent,
     Arrival,
@@ -32,6 +32,7 @@ from backend.common.contract import (
     Word,
 )
 from backend.common.limits import Limits
+from backend.common.numbers import Fleet
 
 LUA = Path(__file__).parent / "lua"
 Reply = TypeVar("Reply")
@@ -57,7 +58,8 @@ class Exchange:
     def __init__(self, *, limits: Limits | None = None, prefix: str = "") -> None:
         self.prefix = prefix
         values = ", ".join(f"{name} = {value}" for name, value in asdict(limits or Limits()).items())
-        before = [f"local LIMITS, PREFIX = {{{values}}}, '{prefix}'", *map(Path.read_text, sorted(LUA.glob("_*.lua")))]
+        given = f"local LIMITS, BOUNDS, PREFIX = {{{values}}}, {numbers.as_lua()}, '{prefix}'"
+        before = [given, *map(Path.read_text, sorted(LUA.glob("_*.lua")))]
         names = [path.stem for path in LUA.glob("*.lua") if not path.stem.startswith("_")]
         self.scripts = {name: "\n".join([*before, (LUA / f"{name}.lua").read_text()]) for name in names}
         self.digests = {
@@ -214,6 +216,11 @@ def livekit_event(event_id: str, *, session_id: str, event: str, room_sid: str, 
         arguments=(session_id, event, participant_sid, room_sid),
         read=str,
     )
+
+
+def read_fleet() -> Call[Fleet]:
+    """Read what /metrics shows of the fleet, all of one moment. Changes nothing."""
+    return Call(operation="read_fleet", keys=(keys.HOSTS, keys.SWEEP), arguments=(), read=Fleet.read)
 
 
 def _pairs(fields: Mapping[str, str]) -> list[str]:

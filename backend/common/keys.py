@@ -110,6 +110,13 @@ TABLE = (
         stays=True,
     ),
     Key(
+        pattern="session:live",
+        type="set",
+        meaning="open sessions whose caller hears an agent",
+        ttl="none: empties itself",
+        stays=True,
+    ),
+    Key(
         pattern="session:all",
         type="zset",
         meaning="sessions of the last 7 days by creation",
@@ -138,6 +145,13 @@ TABLE = (
         stays=True,
     ),
     Key(pattern="sweep", type="hash", meaning="when the last sweep was", ttl="none: one record", stays=True),
+    Key(
+        pattern="fleet:counts",
+        type="hash",
+        meaning="what was counted, for /metrics",
+        ttl="none: one record of few fields",
+        stays=True,
+    ),
     Key(pattern="livekit:event:{id}", type="string", meaning="a webhook that was taken", ttl="1 hour"),
 )
 
@@ -146,11 +160,13 @@ POOL_READY = "pool:ready"
 POOL_STARTING = "pool:starting"
 SESSION_WAITING = "session:waiting"
 SESSION_OPEN = "session:open"
+SESSION_LIVE = "session:live"
 SESSION_ALL = "session:all"
 SESSION_ENDED = "session:ended"
 DEADLINES = "deadlines"
 SETTLE_DUE = "settle:due"
 SWEEP = "sweep"
+FLEET_COUNTS = "fleet:counts"
 
 
 def session(session_id: str) -> str:

@@ -9,13 +9,13 @@ from typing import Annotated, Any, Literal
 
 import uvicorn
 from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
 from fastapi.security import HTTPBearer
 from loguru import logger
 
 from backend.common import logs
 from backend.common.settings import ApiSettings, read
-from backend.orchestrator import lifecycle, views
+from backend.orchestrator import lifecycle, metrics, views
 from backend.orchestrator.auth import COOKIE, Client, Doorkeeper
 from backend.orchestrator.broker import make_app
 from backend.orchestrator.errors import InvalidRequestError, UnauthorizedError
@@ -23,6 +23,7 @@ from backend.orchestrator.house import House, open_house
 from backend.orchestrator.schemas import (
     EXAMPLE_HEALTH,
     EXAMPLE_STATS,
+    METRICS_ANSWERS,
     EndRequest,
     EndResponse,
     SessionList,
@@ -183,12 +184,22 @@ async def stats(house: TheHouse, _: TrustedClient) -> dict[str, Any]:
     return await views.stats(house)
 
 
+@others.get("/metrics", tags=["operation"], response_class=PlainTextResponse, responses=METRICS_ANSWERS)
+async def show_metrics(
+    house: TheHouse, _: TrustedClient, request: Request, accept: Annotated[str, Header()] = ""
+) -> Response:
+    """Show the whole fleet and this process to Prometheus. With Redis away it says so, and shows the process."""
+    content, content_type = await metrics.scrape(house, request.app.state.metrics, accept)
+    return Response(content, headers={"Content-Type": content_type})
+
+
 def create_app(settings: ApiSettings) -> FastAPI:
     """Make the application; its connections are opened when it starts to serve."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.house = open_house(settings, make_app(settings))
+        app.state.house.rooms.on_made = app.state.metrics.room_made.observe
         yield
         await app.state.house.close()
 
@@ -201,13 +212,16 @@ def create_app(settings: ApiSettings) -> FastAPI:
         lifespan=lifespan,
     )
     app.state.settings = settings
+    app.state.metrics = metrics.ApiMetrics()
     app.state.doorkeeper = Doorkeeper(settings)
     app.include_router(sessions, prefix="/orchestrator")
     app.include_router(sessions, prefix="/api", include_in_schema=False)
     app.include_router(others)
     add_error_answers(app)
     add_files(app, settings, app.state.doorkeeper)
+    app.state.metrics.expect([*sessions.routes, *others.routes])
     app.add_middleware(Limits, is_open=not settings.api_keys)
+    app.add_middleware(metrics.Measured, metrics=app.state.metrics)
     return app
 
 

@@ -1,15 +1,17 @@
 """How Celery is set up: its broker, its queues, its limits, its clock."""
 
+import time
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from celery import Celery
 from celery.beat import Scheduler
+from celery.signals import before_task_publish
 from kombu.entity import Queue
 from loguru import logger
 
 from backend.common.settings import OrchestratorSettings, WorkerSettings
-from backend.orchestrator.commands import CONTROL, host_queue
+from backend.orchestrator.commands import CONTROL, SENT_AT, host_queue
 
 KEY_PREFIX = "celery:"
 """Keeps Celery's keys apart where Redis has one database only."""
@@ -75,6 +77,11 @@ def make_app(settings: OrchestratorSettings) -> Celery:
     if isinstance(settings, WorkerSettings):
         app.conf.worker_concurrency = settings.worker_concurrency
     return app
+
+
+@before_task_publish.connect
+def _note_when_it_was_sent(headers: dict[str, Any], **_: Any) -> None:
+    headers[SENT_AT] = time.time()
 
 
 class BoundedScheduler(Scheduler):

@@ -1,8 +1,11 @@
 """Commands to Celery, sent from an event loop. None is ever waited for by a caller."""
 
 import asyncio
+import json
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import redis.asyncio
@@ -22,6 +25,18 @@ REFILL_PAUSE_SECONDS = 0.1
 COMMAND_SECONDS = 20
 """As long as a reserved slot is kept."""
 LOOK_SECONDS = 1.0
+
+
+SENT_AT = "sent_at"
+"""Header of every command: unix seconds by its sender's clock."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueueState:
+    """How many commands lie in a queue, and how long ago the oldest was sent (0.0 when it is empty)."""
+
+    length: int
+    oldest_seconds: float
 
 
 def host_queue(host_id: str) -> str:
@@ -81,6 +96,17 @@ class Commands:
                 pipe.llen(self._prefix + name)
             return dict(zip(names, await pipe.execute(), strict=True))
 
+    async def queue_states(self, host_ids: list[str]) -> dict[str, QueueState]:
+        """The same with the age of the oldest command, at a greater cost. Raises: redis.RedisError"""
+        names = [CONTROL, *map(host_queue, host_ids)]
+        async with self._broker.pipeline(transaction=False) as pipe:
+            for name in names:
+                pipe.llen(self._prefix + name)
+                pipe.lindex(self._prefix + name, -1)
+            answers = await pipe.execute()
+        rows = zip(names, answers[0::2], answers[1::2], strict=True)
+        return {name: QueueState(length=length, oldest_seconds=_age(oldest)) for name, length, oldest in rows}
+
     def refill_soon(self) -> None:
         """Ask for new agents, without waiting: at once, then as often as a burst of starts is worth it."""
         self._is_refill_wanted = True
@@ -114,3 +140,9 @@ class Commands:
             self._refilling.cancel()
         self._sender.shutdown(wait=False, cancel_futures=True)
         await self._broker.aclose()
+
+
+def _age(command: bytes | None) -> float:
+    """How long ago a command was sent; 0.0 when none is there, or nobody noted it."""
+    sent_at = json.loads(command)["headers"].get(SENT_AT) if command else None
+    return max(0.0, time.time() - sent_at) if sent_at else 0.0

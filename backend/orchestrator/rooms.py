@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -48,6 +49,8 @@ class Rooms:
         self._secret = settings.livekit_api_secret.get_secret_value()
         self._longest = timedelta(milliseconds=settings.session_timeout_ms)
         self._metadata = json.dumps({"greenroom": settings.deployment_id})
+        self.on_made: Callable[[float], None] = lambda _seconds: None
+        """Is told how long each room took."""
         self._service = api.LiveKitAPI(settings.livekit_url, self._key, self._secret)
         self._webhooks = api.WebhookReceiver(api.TokenVerifier(self._key, self._secret))
 
@@ -88,7 +91,9 @@ class Rooms:
             departure_timeout=DEPARTURE_TIMEOUT_SECONDS,
             metadata=self._metadata,
         )
+        before = time.perf_counter()
         await self._ask(lambda: self._service.room.create_room(request))
+        self.on_made(time.perf_counter() - before)
 
     async def delete(self, session_id: str) -> None:
         """Close the session's room and put everyone out; none there is success.

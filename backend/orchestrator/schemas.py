@@ -46,6 +46,19 @@ EXAMPLE_STATS = {
 }
 
 
+EXAMPLE_METRICS = """\
+# HELP greenroom_up whether it answered this scrape in time
+# TYPE greenroom_up gauge
+greenroom_up{component="redis"} 1.0
+greenroom_up{component="broker"} 1.0
+# HELP greenroom_sessions unended sessions
+# TYPE greenroom_sessions gauge
+greenroom_sessions{state="waiting"} 0.0
+greenroom_sessions{state="assigned"} 1.0
+greenroom_sessions{state="live"} 4.0
+"""
+
+
 # A lone surrogate is no character: no store and no voice could take it.
 _NOT_TEXT = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 _NOT_LINE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -270,3 +283,9 @@ def answers(example: object) -> dict[int | str, dict[str, Any]]:
 def error_responses(*codes: int) -> dict[int | str, dict[str, Any]]:
     """What FastAPI's ``responses=`` takes, for these status codes."""
     return {code: {"model": ErrorResponse} for code in codes}
+
+
+METRICS_ANSWERS: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"text/plain": {"example": EXAMPLE_METRICS}}},
+    **error_responses(401),
+}

@@ -21,6 +21,7 @@ GUARDED = (
     ("GET", "/orchestrator/sessions", None),
     ("POST", "/api/token", {"sessionId": UNKNOWN, "userId": "Ann"}),
     ("GET", "/stats", None),
+    ("GET", "/metrics", None),
 )
 OPEN = ("/health", "/livez", "/docs", "/openapi.json", "/page/swagger-ui.css", "/page/greenroom.js")
 
@@ -117,7 +118,7 @@ async def test_the_page_starts_shows_and_ends_its_own_sessions_only(guarded: Run
     )
     assert [(await ask(guarded, call, **theirs)).status for call in calls] == [404, 404, 404]
     assert [(await ask(guarded, call, **mine)).status for call in calls] == [200, 200, 200]
-    for path in ("/orchestrator/sessions", "/stats"):
+    for path in ("/orchestrator/sessions", "/stats", "/metrics"):
         assert_unauthorized(await guarded.get(path, headers=mine))
 
 
@@ -213,7 +214,7 @@ async def test_a_page_loads_nothing_but_files_of_ours(guarded: RunningApi, path:
 async def test_every_call_is_described_with_an_example(guarded: RunningApi) -> None:
     described = (await guarded.get("/openapi.json")).body
     calls = {(path, method) for path, methods in described["paths"].items() for method in methods}
-    assert len(calls) == 9
+    assert len(calls) == 10
 
     def has_example(content: dict[str, Any]) -> bool:
         (media,) = content.values()

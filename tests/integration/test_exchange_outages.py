@@ -50,6 +50,7 @@ def test_all_keys_carry_the_hash_tag_of_a_cluster(valkey: Valkey) -> None:
         x.end_session("s", EndReason.GOODBYE),
         x.session_settled("s"),
         x.expire_leases(),
+        x.read_fleet(),
     ]
     assert {call.operation for call in calls} == set(exchange.scripts)
     for call in calls:

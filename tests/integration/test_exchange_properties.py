@@ -279,6 +279,12 @@ class ExchangeMachine(RuleBasedStateMachine):
         assert deadlines == expected, "something would leak, or expire that should not"
 
     @invariant()
+    def the_live_sessions_are_listed_so_that_they_can_be_counted(self) -> None:
+        open_sessions = self.client.zrange(keys.SESSION_OPEN, 0, -1)
+        live = {name for name in open_sessions if self.client.hget(keys.session(name), "state") == "live"}
+        assert self.client.smembers(keys.SESSION_LIVE) == live
+
+    @invariant()
     def only_one_process_may_speak_for_a_session_at_one_generation(self) -> None:
         for process in self.processes:
             if process.may_speak and process.assignment:
@@ -313,7 +319,7 @@ class ExchangeMachine(RuleBasedStateMachine):
             self.sweep()
         for session_id in self.client.zrange(keys.SETTLE_DUE, 0, -1):
             self.do(x.session_settled(session_id))
-        lists = {keys.SWEEP, keys.SESSION_ALL, keys.SESSION_ENDED}
+        lists = {keys.SWEEP, keys.SESSION_ALL, keys.SESSION_ENDED, keys.FLEET_COUNTS}
         left = [key for key in self.client.scan_iter() if self.client.pttl(key) == -1 and key not in lists]
         assert left == []
         self.client.close()

@@ -25,9 +25,9 @@ def test_an_event_is_taken_once(desk: Desk) -> None:
     assert 0 < desk.client.pttl(keys.livekit_event("e1")) <= FAST.event_ttl
 
 
-def test_an_event_of_a_room_that_is_no_session_leaves_nothing_but_its_mark(desk: Desk) -> None:
+def test_an_event_of_a_room_that_is_no_session_leaves_only_its_mark_and_its_count(desk: Desk) -> None:
     assert tell(desk, "e1", JOINED, sid="PA_1", session_id="foreign") == "unknown"
-    assert set(desk.client.keys()) == {keys.livekit_event("e1"), keys.SWEEP}
+    assert set(desk.client.keys()) == {keys.livekit_event("e1"), keys.SWEEP, keys.FLEET_COUNTS}
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations([(JOINED, "PA_1"), (LEFT, "PA_1"), (JOINED, "PA_2")])))

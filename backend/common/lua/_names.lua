@@ -1,7 +1,7 @@
 -- _names: the clock and the key names; the table of all keys is keys.py.
 --
 -- exchange.py puts this text in front of every operation, after one line that defines
--- LIMITS (times in ms) and PREFIX ('' or, for Redis Cluster, one hash tag for all keys).
+-- LIMITS (times in ms), BOUNDS (of histograms, in ms) and PREFIX ('' or, for Redis Cluster, one hash tag for all keys).
 
 local clock = redis.call('TIME')
 local now_us = clock[1] * 1000000 + clock[2]
@@ -15,11 +15,14 @@ local DEADLINES = PREFIX .. 'deadlines'     -- zset "<kind>:<id>" -> ms: all tha
 local UNSETTLED = PREFIX .. 'settle:due'    -- zset session -> ended: the outbox
 local ALL = PREFIX .. 'session:all'         -- zset session -> created: the list, also of the ended ones
 local ENDED = PREFIX .. 'session:ended'     -- zset session -> ended
+local LIVE = PREFIX .. 'session:live'       -- set of the open sessions whose caller hears an agent
+local COUNTS = PREFIX .. 'fleet:counts'     -- hash: what was counted, see _numbers.lua
 
 local function session_key(id) return PREFIX .. 'session:' .. id end
 local function agent_key(id) return PREFIX .. 'agent:' .. id end
 local function inbox_key(id) return PREFIX .. 'agent:' .. id .. ':inbox' end
 local function host_key(id) return PREFIX .. 'host:' .. id .. ':agents' end
+local function host_record_key(id) return PREFIX .. 'host:' .. id end
 local function user_key(id) return PREFIX .. 'user:' .. id .. ':sessions' end
 local function pid_key(session_id) return PREFIX .. 'agent:' .. session_id .. ':pid' end
 

@@ -1,6 +1,6 @@
 -- _shared: the steps that more than one operation takes.
 --
--- exchange.py puts this text, after _names, in front of every operation.
+-- exchange.py puts this text, after _names and _numbers, in front of every operation.
 -- Records met on the way (the agent that is claimed) cannot be known before the call, so
 -- only the record an operation starts from is in KEYS; it is also what routes the call.
 
@@ -12,8 +12,8 @@ local function tell(agent_id, command, session_id, generation, text)
   redis.call('PEXPIRE', inbox, LIMITS.record_ttl)
 end
 
--- Hand an agent to a session. The agent may speak only after confirm_claim.
-local function assign(session_id, agent_id)
+-- Hand an agent to a session. The agent may speak only after confirm_claim. How: warm, line or failover.
+local function assign(session_id, agent_id, how)
   local session, generation = session_key(session_id), get(session_key(session_id), 'generation')
   redis.call('ZREM', LINE, session_id)
   redis.call('ZREM', WARM, agent_id)
@@ -23,6 +23,7 @@ local function assign(session_id, agent_id)
     'session_id', session_id, 'generation', generation)
   due('claim', agent_id, now + LIMITS.confirm)
   tell(agent_id, 'assign', session_id, generation)
+  count('claims:' .. how)
 end
 
 -- Take an agent out of service. Its slot stays taken until it has exited or the kill ladder is over.
@@ -59,23 +60,6 @@ local function take_warm()
   end
 end
 
--- What was talked so far, under the names and in the units that billing from outside reads.
-local function note_duration(session)
-  local figures = redis.call('HMGET', session, 'started_at_ms', 'silent_ms')
-  local started_at = tonumber(figures[1])
-  local seconds = started_at and math.max(0, math.floor((now - started_at - (figures[2] or 0)) / 1000)) or 0
-  if started_at then redis.call('HSET', session, 'conversationStartTime', math.floor(started_at / 1000)) end
-  redis.call('HSET', session, 'conversationDuration', seconds, 'conversationDurationMinutes', math.ceil(seconds / 60))
-end
-
--- The caller hears an agent again, or never will: what passed since the last one fell silent is not billed.
-local function end_silence(session)
-  local since = get(session, 'silent_since_ms')
-  if since == '' then return end
-  redis.call('HINCRBY', session, 'silent_ms', now - since)
-  redis.call('HDEL', session, 'silent_since_ms')
-end
-
 -- Where the session's agent runs, for people and for tools outside.
 local function note_process(session_id, host_id, pid)
   redis.call('HSET', session_key(session_id), 'host_id', host_id, 'agent_pid', pid)
@@ -87,11 +71,13 @@ local function finish(session_id, reason, ended_by)
   local session = session_key(session_id)
   local agent_id = get(session, 'agent_id')
   end_silence(session)
-  note_duration(session)
+  observe('talk', note_duration(session) * 1000)
+  count('ended:' .. reason)
   redis.call('HDEL', session, 'room_token')
   redis.call('HSET', session, 'state', 'ended', 'ended_at_ms', now, 'end_reason', reason, 'ended_by', ended_by)
   redis.call('ZREM', LINE, session_id)
   redis.call('ZREM', OPEN, session_id)
+  redis.call('SREM', LIVE, session_id)
   redis.call('ZADD', ENDED, now, session_id)
   redis.call('DEL', session .. ':prompt', session .. ':turns', pid_key(session_id))
   redis.call('SREM', user_key(get(session, 'user_id')), session_id)
@@ -125,13 +111,15 @@ local function arrive_again(session_id)
     redis.call('HSET', session, 'failover_window_ms', now, 'failovers', 0)
   end
   if get(session, 'started_at_ms') ~= '' then redis.call('HSETNX', session, 'silent_since_ms', now) end
+  redis.call('SREM', LIVE, session_id)
+  count('failovers')
   if redis.call('HINCRBY', session, 'failovers', 1) > LIMITS.failovers then
     redis.call('HSET', session, 'agent_id', '')
     return finish(session_id, 'agent_lost', 'platform')
   end
   redis.call('HINCRBY', session, 'generation', 1)
   local agent_id = take_warm()
-  if agent_id then return assign(session_id, agent_id) end
+  if agent_id then return assign(session_id, agent_id, 'failover') end
   stand_in_line(session_id)
 end
 

@@ -12,13 +12,13 @@
 -- Returns {'warm'}, {'assigned', session id, generation}, or {'stale'}: exit, another process
 -- has this id or nobody waits for you any more. Repeating the call repeats the answer.
 
-local record = redis.call('HMGET', KEYS[1], 'state', 'nonce', 'session_id', 'generation')
+local record = redis.call('HMGET', KEYS[1], 'state', 'nonce', 'session_id', 'generation', 'reserved_at_ms')
 local state, nonce = record[1], record[2]
 if state and nonce and nonce ~= ARGV[2] then return {'stale'} end
 if state == 'stopping' or state == 'gone' then return {'stale'} end
 if state == 'claimed' or state == 'busy' then return {'assigned', record[3], tonumber(record[4])} end
 
-redis.call('SREM', STARTING, ARGV[1])
+if redis.call('SREM', STARTING, ARGV[1]) == 1 then observe_since('spawn', record[5]) end
 redis.call('SADD', host_key(ARGV[3]), ARGV[1])
 redis.call('HSET', KEYS[1], 'state', 'warm', 'nonce', ARGV[2], 'host_id', ARGV[3], 'session_id', '',
   'generation', '', 'pid', ARGV[7], 'room', ARGV[4], 'room_token', ARGV[5],
@@ -31,5 +31,7 @@ if not oldest then
   redis.call('ZADD', WARM, now, ARGV[1])
   return {'warm'}
 end
-assign(oldest, ARGV[1])
-return {'assigned', oldest, tonumber(get(session_key(oldest), 'generation'))}
+assign(oldest, ARGV[1], 'line')
+local session = redis.call('HMGET', session_key(oldest), 'generation', 'created_at_ms')
+if session[1] == '1' then observe_since('wait', session[2]) end
+return {'assigned', oldest, tonumber(session[1])}

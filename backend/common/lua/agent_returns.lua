@@ -3,8 +3,7 @@
 -- KEYS[1]  agent:{id}
 -- KEYS[2]  session:{id}
 -- ARGV[1..3]  agent id, nonce, host id
--- ARGV[4..5]  session id, generation
--- ARGV[6]     pid
+-- ARGV[4..6]  session id, generation, pid
 -- ARGV[7..]   the session's fields as the agent got them with its assignment (field, value, ...)
 --
 -- Returns 1: go on, Redis knows you again; 0: the session ended or is another agent's, exit.
@@ -47,6 +46,7 @@ note_process(ARGV[4], ARGV[3], ARGV[6])
 end_silence(KEYS[2])
 redis.call('ZADD', OPEN, record[1], ARGV[4])
 redis.call('ZADD', ALL, record[1], ARGV[4])
+if began then redis.call('SADD', LIVE, ARGV[4]) end
 redis.call('SADD', user_key(get(KEYS[2], 'user_id')), ARGV[4])
 if record[4] then remember_start(record[4], get(KEYS[2], 'start_body'), ARGV[4]) end
 redis.call('ZREM', LINE, ARGV[4])

@@ -8,12 +8,15 @@
 -- Returns {1, started_at_ms, ms left} for the call that started it, {0, started_at_ms, ms left} for later
 -- ones of any agent that holds the session, and false when this agent does not (or not confirmed).
 
-local record = redis.call('HMGET', KEYS[1], 'state', 'agent_id', 'generation', 'started_at_ms', 'longest_ms')
+local record = redis.call('HMGET', KEYS[1], 'state', 'agent_id', 'generation', 'started_at_ms', 'longest_ms',
+  'created_at_ms')
 if record[2] ~= ARGV[2] or record[3] ~= ARGV[3] or record[1] == 'ended' then return false end
 if get(agent_key(ARGV[2]), 'state') ~= 'busy' then return false end
 if tonumber(record[4]) then return {0, tonumber(record[4]), math.max(0, record[4] + record[5] - now)} end
 
 redis.call('HSET', KEYS[1], 'state', 'live', 'started_at_ms', now)
+redis.call('SADD', LIVE, ARGV[1])
+observe_since('can_hear', record[6])
 note_duration(KEYS[1])
 due('limit', ARGV[1], now + record[5] + LIMITS.limit_margin)
 return {1, now, tonumber(record[5])}

@@ -19,5 +19,9 @@ redis.call('HSET', KEYS[1], 'state', 'busy')
 not_due('claim', ARGV[1])
 note_process(ARGV[3], record[5], record[6])
 end_silence(session)
-if get(session, 'started_at_ms') ~= '' then redis.call('HSET', session, 'state', 'live') end
+if ARGV[4] == '1' then observe_since('confirmed', get(session, 'created_at_ms')) end
+if get(session, 'started_at_ms') ~= '' then
+  redis.call('HSET', session, 'state', 'live')
+  redis.call('SADD', LIVE, ARGV[3])
+end
 return 1

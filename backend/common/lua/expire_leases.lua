@@ -26,6 +26,7 @@ end
 
 local act = {}
 function act.agent(agent_id)
+  if get(agent_key(agent_id), 'state') == 'starting' then count('spawns_failed:late') end
   to_kill(agent_id)
   retire(agent_id)
   local session_id = get(agent_key(agent_id), 'session_id')
@@ -48,6 +49,7 @@ for _, member in ipairs(passed) do
   local at = tonumber(redis.call('ZSCORE', DEADLINES, member)) -- an earlier one may have changed it
   if at and at <= now then
     not_due(kind, id)
+    count('lapsed:' .. kind)
     act[kind](id)
   end
 end

@@ -14,27 +14,32 @@
 --         {'unknown'}                           Redis lost it or knows otherwise: call agent_returns
 --                                               (with a session) or agent_arrives (without)
 
+local function answer(word, ...)
+  count('heartbeats:' .. word)
+  return {word, ...}
+end
+
 local record = redis.call('HMGET', KEYS[1], 'state', 'nonce', 'session_id', 'generation')
 local state = record[1]
-if not state or not record[2] then return {'unknown'} end
-if record[2] ~= ARGV[2] or state == 'stopping' or state == 'gone' then return {'stop'} end
+if not state or not record[2] then return answer('unknown') end
+if record[2] ~= ARGV[2] or state == 'stopping' or state == 'gone' then return answer('stop') end
 
 due('agent', ARGV[1], now + LIMITS.lease)
 redis.call('PEXPIRE', KEYS[1], LIMITS.record_ttl)
 if state == 'warm' and ARGV[3] == '' then
   redis.call('ZADD', WARM, 'XX', now, ARGV[1])
-  return {'keep', -1}
+  return answer('keep', -1)
 end
-if ARGV[3] == '' then return {'assigned', record[3], tonumber(record[4])} end
-if record[3] ~= ARGV[3] or record[4] ~= ARGV[4] then return {'unknown'} end
+if ARGV[3] == '' then return answer('assigned', record[3], tonumber(record[4])) end
+if record[3] ~= ARGV[3] or record[4] ~= ARGV[4] then return answer('unknown') end
 
 local session = session_key(ARGV[3])
-if redis.call('EXISTS', session) == 0 then return {'unknown'} end -- else a record without a TTL would be made
+if redis.call('EXISTS', session) == 0 then return answer('unknown') end -- else a record without a TTL would be made
 redis.call('PEXPIRE', inbox_key(ARGV[1]), LIMITS.record_ttl)
 redis.call('HSET', KEYS[1], 'frames', ARGV[5])
 redis.call('HSET', session, 'usage', ARGV[6])
 redis.call('PEXPIRE', pid_key(ARGV[3]), LIMITS.record_ttl)
 local times = redis.call('HMGET', session, 'started_at_ms', 'longest_ms')
-if not tonumber(times[1]) then return {'keep', -1} end
+if not tonumber(times[1]) then return answer('keep', -1) end
 note_duration(session)
-return {'keep', math.max(0, times[1] + times[2] - now)}
+return answer('keep', math.max(0, times[1] + times[2] - now))

@@ -10,25 +10,32 @@
 -- Returns 'again' for an event that was taken before, 'unknown' when no session has this room, 'ended' when
 -- the event ended the session, else 'taken'. A SID that left stays left: events may come in any order.
 
-if not redis.call('SET', KEYS[1], '1', 'NX', 'PX', LIMITS.event_ttl) then return 'again' end
-if redis.call('EXISTS', KEYS[2]) == 0 then return 'unknown' end
+local function answer(outcome)
+  count('webhooks:' .. ARGV[2] .. ':' .. outcome)
+  return outcome
+end
+
+if not redis.call('SET', KEYS[1], '1', 'NX', 'PX', LIMITS.event_ttl) then return answer('again') end
+if redis.call('EXISTS', KEYS[2]) == 0 then return answer('unknown') end
 
 local callers = KEYS[2] .. ':callers'
 if ARGV[2] == 'participant_joined' then
-  redis.call('HSETNX', callers, ARGV[3], 'joined')
+  if redis.call('HSETNX', callers, ARGV[3], 'joined') == 1 and redis.call('HLEN', callers) == 1 then
+    observe_since('caller_joined', get(KEYS[2], 'created_at_ms'))
+  end
   redis.call('HSET', KEYS[2], 'room_sid', ARGV[4])
 end
 if ARGV[2] == 'participant_left' then redis.call('HSET', callers, ARGV[3], 'left') end
 redis.call('PEXPIRE', callers, LIMITS.record_ttl)
 
 local state = get(KEYS[2], 'state')
-if ARGV[2] ~= 'room_finished' or state == 'ended' then return 'taken' end
+if ARGV[2] ~= 'room_finished' or state == 'ended' then return answer('taken') end
 local room_sid = get(KEYS[2], 'room_sid') -- a room of this name that was there before is no concern of ours
-if room_sid ~= '' and room_sid ~= ARGV[4] then return 'taken' end
+if room_sid ~= '' and room_sid ~= ARGV[4] then return answer('taken') end
 -- A session that has an agent lost its room under it. One that waits for an agent lost its caller.
 if state ~= 'waiting' then
   finish(ARGV[1], 'room_lost', 'platform')
 else
   finish(ARGV[1], redis.call('EXISTS', callers) == 1 and 'caller_left' or 'nobody_came', 'caller')
 end
-return 'ended'
+return answer('ended')

@@ -16,26 +16,25 @@
 -- Returns {'new' | 'again', session id, state, agent id}, {'conflict'} (same key, other body) or
 -- {'refused', 'late' | 'fleet' | 'user' | 'line_age'}. A refusal is not remembered: the retry may succeed.
 
-if ARGV[8] ~= '' and now > tonumber(ARGV[8]) then return {'refused', 'late'} end
+if ARGV[8] ~= '' and now > tonumber(ARGV[8]) then return refuse('late') end
 if KEYS[2] then
   local start = redis.call('HMGET', KEYS[2], 'body', 'session_id')
-  if start[1] and start[1] ~= ARGV[7] then return {'conflict'} end
+  if start[1] and start[1] ~= ARGV[7] then count('refused:conflict') return {'conflict'} end
   local state = start[2] and get(session_key(start[2]), 'state') or ''
   if state ~= '' then return {'again', start[2], state, get(session_key(start[2]), 'agent_id')} end
 end
 
-if redis.call('ZCARD', OPEN) >= tonumber(ARGV[4]) then return {'refused', 'fleet'} end
-if redis.call('SCARD', user_key(ARGV[2])) >= tonumber(ARGV[5]) then return {'refused', 'user'} end
+if redis.call('ZCARD', OPEN) >= tonumber(ARGV[4]) then return refuse('fleet') end
+if redis.call('SCARD', user_key(ARGV[2])) >= tonumber(ARGV[5]) then return refuse('user') end
 local oldest = redis.call('ZRANGE', LINE, 0, 0, 'WITHSCORES')
-if oldest[2] and now_us - oldest[2] > LIMITS.line_age * 1000 then return {'refused', 'line_age'} end
+if oldest[2] and now_us - oldest[2] > LIMITS.line_age * 1000 then return refuse('line_age') end
 
 -- Strictly rising, also when Redis' host sets its clock back: order is kept by this alone.
 local last = redis.call('ZRANGE', LINE, -1, -1, 'WITHSCORES')[2]
 local ticket = math.max(now_us, (tonumber(last) or 0) + 1)
 
 -- Warm agents and a waiting line never exist at once, so nobody is overtaken here.
-local agent_id = take_warm()
-local id, token = ARGV[1], ARGV[3]
+local agent_id, id, token = take_warm(), ARGV[1], ARGV[3]
 local room = agent_id and get(agent_key(agent_id), 'room') or ''
 if room ~= '' then id, token = room, get(agent_key(agent_id), 'room_token') end
 local session = session_key(id)
@@ -52,7 +51,8 @@ redis.call('ZADD', OPEN, now, id)
 redis.call('ZADD', ALL, now, id)
 redis.call('SADD', user_key(ARGV[2]), id)
 due('limit', id, now + LIMITS.start + ARGV[6] + LIMITS.limit_margin)
-if agent_id then assign(id, agent_id) else stand_in_line(id) end
+if agent_id then assign(id, agent_id, 'warm') else stand_in_line(id) end
+count(agent_id and 'started:assigned' or 'started:waiting')
 if KEYS[2] then
   remember_start(KEYS[2], ARGV[7], id)
   redis.call('HSET', session, 'start_key', KEYS[2], 'start_body', ARGV[7])

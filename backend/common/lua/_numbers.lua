@@ -1,0 +1,48 @@
+-- _numbers: the figures of a session, and what is counted for the fleet (numbers.py names it).
+--
+-- exchange.py puts this text, after _names, in front of every operation. BOUNDS has the upper bounds of each
+-- histogram's buckets, in ms. A count is one field of one hash: O(1).
+
+local function count(field, by) redis.call('HINCRBY', COUNTS, field, by or 1) end
+
+local function refuse(cause)
+  count('refused:' .. cause)
+  return {'refused', cause}
+end
+
+local function observe(name, ms)
+  ms = math.max(0, math.floor(ms)) -- Redis' clock may have been set back
+  local bucket = 'inf'
+  for _, bound in ipairs(BOUNDS[name]) do
+    if ms <= bound then
+      bucket = bound
+      break
+    end
+  end
+  count(name .. ':' .. bucket)
+  if ms > 0 then count(name .. ':sum', ms) end
+end
+
+-- Of what began at that time; nothing when nobody knows any more.
+local function observe_since(name, at)
+  if tonumber(at) then observe(name, now - at) end
+end
+
+-- What was talked so far, under the names and in the units that billing from outside reads.
+local function note_duration(session)
+  local figures = redis.call('HMGET', session, 'started_at_ms', 'silent_ms')
+  local started_at = tonumber(figures[1])
+  local seconds = started_at and math.max(0, math.floor((now - started_at - (figures[2] or 0)) / 1000)) or 0
+  if started_at then redis.call('HSET', session, 'conversationStartTime', math.floor(started_at / 1000)) end
+  redis.call('HSET', session, 'conversationDuration', seconds, 'conversationDurationMinutes', math.ceil(seconds / 60))
+  return seconds
+end
+
+-- The caller hears an agent again, or never will: what passed since the last one fell silent is not billed.
+local function end_silence(session)
+  local since = get(session, 'silent_since_ms')
+  if since == '' then return end
+  redis.call('HINCRBY', session, 'silent_ms', now - since)
+  redis.call('HDEL', session, 'silent_since_ms')
+  observe_since('silence', since)
+end
