@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from backend.agent import bots
 from backend.agent.briefing import Bot, Briefing, Command, Turn
 from backend.agent.standby import exit_code
-from backend.common import logs
+from backend.common import logs, stalls
 from backend.common.contract import EndReason, Progress
 from backend.common.settings import LauncherSettings, explain
 
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str]) -> int:
         bot = bots.find(settings.agent_bot, settings)
     except ValueError as error:
         parser.error(str(error))
-    reason = asyncio.run(_hold(bot, briefing))
+    reason = stalls.run(_hold(bot, briefing))
     logger.info("the agent ends", reason=reason, exit_code=exit_code(reason))
     return exit_code(reason)
 

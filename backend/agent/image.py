@@ -5,7 +5,6 @@ interpreter, which loads the same by itself (``python -m backend.agent.image``).
 threads, an event loop or LiveKit's native runtime may be touched before a fork.
 """
 
-import asyncio
 import ctypes
 import gc
 import json
@@ -23,7 +22,7 @@ from typing import Any, NoReturn
 from loguru import logger
 
 from backend.agent import process
-from backend.common import logs
+from backend.common import logs, stalls
 from backend.common.contract import Agent
 from backend.common.settings import LauncherSettings, read
 
@@ -124,7 +123,7 @@ def begin(order: Order, settings: LauncherSettings, prepare_life: Callable[[], L
         agent = replace(order.agent, pid=os.getpid())
         process.write_state(settings, agent)
         logger.configure(extra={"program": "agent", "host_id": agent.host_id, "agent_id": agent.id})
-        code = asyncio.run(prepare_life()(replace(order, agent=agent)))
+        code = stalls.run(prepare_life()(replace(order, agent=agent)), is_calm=True)
     except BaseException as reason:  # whatever it is, it ends here
         error = _place(reason)
         logger.opt(exception=reason).error("the agent failed")

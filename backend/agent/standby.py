@@ -23,7 +23,7 @@ from backend.agent.own_room import OwnRoom
 from backend.agent.redis_link import RedisLink
 from backend.agent.room import RoomNotJoinedError
 from backend.agent.session_log import SessionLog
-from backend.common import keys
+from backend.common import keys, stalls
 from backend.common.contract import Agent, Assignment, EndReason, Order, Verdict, Word
 from backend.common.exchange import Exchange, heartbeat
 from backend.common.limits import Limits
@@ -107,6 +107,7 @@ class Standby:
         await self._inbox_client.aclose()
 
     async def _hold(self, assignment: Assignment, bot: Bot) -> int:
+        stalls.look_closely()
         briefing = await self._be_briefed(assignment)
         if briefing is None:
             return 0

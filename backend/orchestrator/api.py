@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from fastapi.security import HTTPBearer
 from loguru import logger
 
-from backend.common import logs
+from backend.common import logs, stalls
 from backend.common.settings import ApiSettings, read
 from backend.orchestrator import lifecycle, metrics, views
 from backend.orchestrator.auth import COOKIE, Client, Doorkeeper
@@ -241,7 +241,7 @@ def main() -> None:
         timeout_graceful_shutdown=GRACEFUL_SECONDS,
     )
     with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again once all is closed
-        uvicorn.Server(config).run(sockets=[bind(settings)])
+        stalls.run(uvicorn.Server(config).serve(sockets=[bind(settings)]))
 
 
 def bind(settings: ApiSettings) -> socket.socket:

@@ -12,6 +12,7 @@ from redis.exceptions import RedisError
 from backend.common.contract import Agent, Ask
 from backend.common.exchange import agent_exited
 from backend.common.launcher_socket import LauncherError, ask
+from backend.common.stalls import StallMonitor
 from backend.orchestrator import lifecycle, supply, upkeep
 from backend.orchestrator.celery_app import app, settings
 from backend.orchestrator.errors import GreenroomError, UnavailableError
@@ -41,7 +42,7 @@ _process = _Process()
 def _run(work: Work) -> None:
     """Do ``work(house)`` in this process' loop; an outage is logged, the next tick tries again."""
     if _process.loop is None:
-        _process.loop = asyncio.new_event_loop()
+        _process.loop = StallMonitor().new_loop()
     try:
         _process.loop.run_until_complete(_bounded(work))
     except (RedisError, GreenroomError, LauncherError, TimeoutError) as error:

@@ -17,7 +17,7 @@ from loguru import logger
 from numpy import random as numpy_random
 
 from backend.agent import image, launcher, process
-from backend.common import logs
+from backend.common import logs, stalls
 from backend.common.contract import EndReason
 from backend.common.settings import LauncherSettings, read
 
@@ -100,6 +100,19 @@ async def linger(settings: LauncherSettings, order: image.Order) -> int:
     return 7
 
 
+async def stall(_: LauncherSettings, __: image.Order) -> int:
+    """Holds its loop up for a moment."""
+    stalls.look_closely()
+    grind_the_beans()
+    await asyncio.sleep(0)
+    return 0
+
+
+def grind_the_beans() -> None:
+    """Takes longer than a loop has."""
+    time.sleep(0.3)
+
+
 async def tell(settings: LauncherSettings, order: image.Order) -> int:
     """Tells what it inherited."""
     told = {
@@ -137,6 +150,7 @@ LIVES = {
     "talk": talk,
     "outstay": outstay,
     "linger": linger,
+    "stall": stall,
     "tell": tell,
 }
 

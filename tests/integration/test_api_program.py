@@ -86,7 +86,8 @@ def test_with_keys_it_listens_everywhere_and_warns_of_nothing(run: Run) -> None:
     assert addresses(api) == {"0.0.0.0"}  # noqa: S104  # that is what is tested
     api.send_signal(signal.SIGTERM)
     _, log = api.communicate(timeout=5)
-    assert "WARNING" not in log
+    # A machine that runs other tests too may hold it up for a moment.
+    assert [line for line in log.splitlines() if "WARNING" in line and "event loop stalled" not in line] == []
 
 
 @pytest.mark.parametrize("name", ["127.0.0.1", "localhost", "::1"])
