@@ -3,11 +3,13 @@
 Nothing here ever holds a session, and no caller waits for anything here.
 """
 
+import os
+import signal
 import warnings
 from typing import Any
 
 from celery.platforms import SecurityWarning
-from celery.signals import setup_logging
+from celery.signals import beat_init, setup_logging
 
 from backend.common import logs
 from backend.common.settings import WorkerSettings, read
@@ -23,3 +25,10 @@ app = make_app(settings)
 def configure_logs(**_: Any) -> None:
     """Log as the other programs do, instead of Celery's own way."""
     logs.configure(settings, program="celery")
+
+
+@beat_init.connect
+def end_beat_at_once(**_: Any) -> None:
+    """Beat keeps nothing, so a signal just ends it: Celery's own SystemExit can be lost in a library's clean-up."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: os._exit(0))
