@@ -102,6 +102,10 @@ class House:
         pool = self.get("/stats")["pool"]
         return bool(pool["target"]) and bool(pool["warm"] >= pool["target"])
 
+    def agents(self) -> set[str]:
+        """The agents of which the launcher keeps a state file."""
+        return {path.stem for path in (self.run_dir / "house" / "agents").glob("*.json")}
+
     def log_of(self, session_id: str) -> str:
         """What the session's agents logged."""
         return (self.run_dir / "logs" / "agents" / f"{session_id}.log").read_text()

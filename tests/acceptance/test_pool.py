@@ -70,6 +70,28 @@ async def test_a_stop_during_a_call_ends_it_and_leaves_no_process_and_no_room(li
         await asyncio.to_thread(house.discard)
 
 
+async def test_after_a_restart_of_livekit_every_warm_agent_is_a_new_one_and_takes_calls(livekit: LiveKitServer) -> None:
+    house = house_on(livekit)
+    try:
+        await asyncio.to_thread(house.start)
+        before = house.agents()
+        livekit.kill()
+        await asyncio.to_thread(livekit.start)
+        await asyncio.to_thread(
+            wait_until,
+            lambda: house.is_warm() and not before & house.agents(),
+            timeout=40,
+            what="the pool is a new one",
+        )
+        started = await asyncio.to_thread(house.post, "/orchestrator/session/start", {"userName": "ada"})
+        assert started["status"] == "assigned"
+        async with FakeCaller() as caller:
+            await caller.join(started["serverUrl"], started["token"])
+            await caller.sound(timeout=20)
+    finally:
+        await asyncio.to_thread(house.discard)
+
+
 async def test_agents_that_are_spawned_hold_calls_too(livekit: LiveKitServer) -> None:
     house = house_on(livekit, AGENT_START_METHOD="spawn")
     try:
