@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 LUA = Path("backend") / "common" / "lua"
-TESTS = ("starts", "claims", "ends", "forgets", "leases", "races", "properties", "outages")
+TESTS = ("starts", "claims", "pool", "ends", "forgets", "leases", "races", "properties", "outages")
 """Of test_exchange_*.py; the quick ones first."""
 
 LONGEST_SECONDS = 900
@@ -53,8 +53,8 @@ MUTANTS = [
         "  not_due('waiting', session_id)\n  redis.call('HSET', session, 'state', 'assigned'",
         "  redis.call('HSET', session, 'state', 'assigned'",
     ),
-    ("_shared", "  redis.call('SREM', STARTING, agent_id)\n", ""),
-    ("_shared", "  redis.call('SREM', host_key(get(agent, 'host_id')), agent_id)\n", ""),
+    ("_pool", "  redis.call('SREM', STARTING, agent_id)\n", ""),
+    ("_shared", "  redis.call('SREM', host_key(host_id), agent_id)\n", ""),
     ("_shared", "  redis.call('ZREM', LINE, session_id)\n  redis.call('ZREM', OPEN", "  redis.call('ZREM', OPEN"),
     ("_shared", "  redis.call('HINCRBY', session, 'generation', 1)\n", ""),
     ("_shared", "    retire(agent_id)\n    tell(agent_id, 'end', session_id", "    tell(agent_id, 'end', session_id"),
@@ -74,7 +74,7 @@ MUTANTS = [
     ("expire_leases", "  if at and at <= now then", "  if true then"),
     ("expire_leases", "has_begun and 'agent_lost' or 'start_timeout'", "'start_timeout'"),
     ("agent_returns", "  arrive_again(other)\n", ""),
-    ("agent_returns", "redis.call('ZREM', WARM, ARGV[1])\n", ""),
+    ("agent_returns", "leave_pool(ARGV[1])\n", ""),
     ("agent_returns", "redis.call('ZREM', LINE, ARGV[4])\n", ""),
     ("agent_returns", "or theirs > mine", ""),
     ("agent_returns", " or is_lost", ""),
@@ -88,6 +88,31 @@ MUTANTS = [
     ("agent_arrives", "if state and nonce and nonce ~= ARGV[2] then return {'stale'} end", ""),
     ("agent_arrives", "if state == 'stopping' or state == 'gone' then return {'stale'} end", ""),
     ("reserve_spawns", " - redis.call('SCARD', STARTING)", ""),
+    ("reserve_spawns", " > LIMITS.host_seen", " > math.huge"),
+    ("reserve_spawns", "    weigh(host_id)\n", ""),
+    ("let_go", "redis.call('ZCARD', KEYS[1]) - ARGV[1]", "redis.call('ZCARD', KEYS[1])"),
+    ("let_go", "now - oldest[2] < LIMITS.warm_least", "false"),
+    ("let_go", "ZRANGE', OFFERS, -1, -1)", "ZRANGE', OFFERS, 0, 0)"),
+    ("let_go", "warm_key(host_id), 0, 0, ", "warm_key(host_id), -1, -1, "),
+    ("host_reports", "weigh(ARGV[1])\n", ""),
+    ("host_reports", "  redis.call('ZREM', HOSTS, ARGV[1])\n", ""),
+    ("heartbeat", "is_offered and ", ""),
+    ("heartbeat", " == 1 then weigh(record[5]) end", " == 1 then end"),
+    ("agent_arrives", "redis.call('SREM', starting_key(ARGV[3]), ARGV[1])\n", ""),
+    ("agent_arrives", "  weigh(ARGV[3])\n", ""),
+    ("_pool", " and starting < cores", ""),
+    ("_pool", "slots < capacity and ", ""),
+    ("_pool", "ZRANGE', OFFERS, 0, 0)", "ZRANGE', OFFERS, -1, -1)"),
+    ("_pool", "ZRANGE', warm_key(host_id), -1, -1)", "ZRANGE', warm_key(host_id), 0, 0)"),
+    ("_pool", "heard_at > now - LIMITS.lease / 2", "heard_at > 0"),
+    ("_pool", "  redis.call('SREM', starting_key(host_id), agent_id)\n", ""),
+    ("_pool", "  redis.call('ZREM', warm_key(host_id), agent_id)\n", ""),
+    ("_shared", "  weigh(host_id)\n", ""),
+    ("_traffic", "math.max(0, (tonumber(known[3]) or 0) - replaced)", "(tonumber(known[3]) or 0) - replaced"),
+    ("_traffic", "math.max(0, now - (tonumber(known[1]) or now))", "(now - (tonumber(known[1]) or now))"),
+    ("_traffic", " * 0.5 ^ (passed / LIMITS.peak_half_life)", ""),
+    ("_traffic", " * 0.5 ^ (passed / LIMITS.rate_half_life)", ""),
+    ("_traffic", " / 8", ""),
     ("session_settled", "if start_key ~= '' then redis.call('PEXPIRE', start_key, LIMITS.settled_ttl) end\n", ""),
     (
         "livekit_event",

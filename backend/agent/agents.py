@@ -115,13 +115,13 @@ class Agents:
         """End whom Redis wants gone, and tell it of this host."""
         agents = [child.agent for child in self._living.values()]
         answer = self._host.read_agents(agents, is_open=is_open)
-        self._records = answer.by_id if answer else {}
+        self._records = answer or {}
         for agent_id, record in self._records.items():
             child = self._living[agent_id]
             if must_end(record, child.agent.nonce):
                 self._end(child, f"its record says {record.state}")
-        if answer:
-            self._host.publish(answer.now_ms, agents=len(agents), is_open=is_open)
+        if answer is not None:
+            self._host.publish(agents=len(agents), is_open=is_open)
 
     def press(self, now: float) -> None:
         """Take every ladder's next step; ``now`` by the monotonic clock."""

@@ -8,7 +8,7 @@ and reports wait.
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -22,7 +22,7 @@ from redis.retry import Retry
 from backend.agent import process
 from backend.common import keys
 from backend.common.contract import Agent, AgentState, EndReason, Exit
-from backend.common.exchange import Exchange, agent_exited
+from backend.common.exchange import Exchange, agent_exited, host_reports
 from backend.common.limits import Limits
 from backend.common.settings import LauncherSettings
 
@@ -30,7 +30,6 @@ REDIS_SECONDS = 0.25
 """The launcher does nothing else meanwhile."""
 REST_SECONDS = 1.0
 """After a failure Redis is left alone, or fifty exits at once would each wait for it."""
-HOST_TTL_SECONDS = 15
 STOP_MS = 4_000
 """How long an agent that was told to stop may take: its goodbye (3 s) and leaving."""
 
@@ -53,16 +52,6 @@ class AgentRecord:
     nonce: str
     state: str
     stopping_ms: int | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Records:
-    """What Redis said when asked for agents."""
-
-    now_ms: int
-    """By Redis' clock."""
-    by_id: Mapping[str, AgentRecord]
-    """Of those agents that it knows."""
 
 
 def must_end(record: AgentRecord, nonce: str) -> bool:
@@ -118,8 +107,8 @@ class HostRecord:
             self.waiting.popleft()
             process.forget(self._settings, report.agent.id)
 
-    def read_agents(self, agents: Iterable[Agent], *, is_open: bool) -> Records | None:
-        """Ask for the records of these agents; None when Redis does not answer.
+    def read_agents(self, agents: Iterable[Agent], *, is_open: bool) -> dict[str, AgentRecord] | None:
+        """Ask for the records of these agents, those that Redis knows; None when Redis does not answer.
 
         Unless the host is open, no session is given to any of them from now on.
         """
@@ -134,20 +123,20 @@ class HostRecord:
             stopping_ms = None if stop_ms is None else now_ms - (int(stop_ms) - self._limits.stop)
             if state is not None:
                 records[agent.id] = AgentRecord(nonce=nonce or "", state=state, stopping_ms=stopping_ms)
-        return Records(now_ms=now_ms, by_id=records)
+        return records
 
-    def publish(self, now_ms: int, *, agents: int, is_open: bool) -> None:
+    def publish(self, *, agents: int, is_open: bool) -> None:
         """Say that the host is there, with so many living processes; it is in ``hosts`` while it takes more."""
-        fields: dict[Any, Any] = {  # redis-py's own type for it spells out bytes and memory views
+        fields = {
             "capacity": self._settings.max_bots,
             "cores": os.cpu_count() or 1,
             "boot_id": process.boot_id(),
             "nonce": self._nonce,
-            "seen_ms": now_ms,
             "agents": agents,
             "last_error": self._last_error,
         }
-        self._ask(lambda: self._write(fields, is_open=is_open))
+        call = host_reports(self._settings.host_id, fields, is_open=is_open)
+        self._ask(lambda: self._exchange.run_sync(self._client, call))
 
     def withdraw(self) -> None:
         """Say that the host is gone, and close the connection."""
@@ -179,18 +168,8 @@ class HostRecord:
     def _remove(self) -> list[Any]:
         with self._client.pipeline(transaction=True) as pipe:
             pipe.delete(self._key)
-            pipe.zrem(keys.HOSTS, self._settings.host_id)
-            answers: list[Any] = pipe.execute()
-        return answers
-
-    def _write(self, fields: dict[Any, Any], *, is_open: bool) -> list[Any]:
-        with self._client.pipeline(transaction=True) as pipe:
-            pipe.hset(self._key, mapping=fields)
-            pipe.expire(self._key, HOST_TTL_SECONDS)
-            if is_open:
-                pipe.zadd(keys.HOSTS, {self._settings.host_id: fields["seen_ms"]})
-            else:
-                pipe.zrem(keys.HOSTS, self._settings.host_id)
+            for hosts in (keys.HOSTS, keys.POOL_PLACES):
+                pipe.zrem(hosts, self._settings.host_id)
             answers: list[Any] = pipe.execute()
         return answers
 

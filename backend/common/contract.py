@@ -207,6 +207,15 @@ class Sweep:
     kill: tuple[Agent, ...]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Reserved:
+    """``agents`` shall be started on their hosts; so many more are ``missing``, and no host has room for them now."""
+
+    missing: int
+    agents: tuple[Agent, ...]
+    """Without a nonce: no process has these ids yet."""
+
+
 REMEMBERED = (
     "user_id",
     "user",

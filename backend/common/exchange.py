@@ -16,7 +16,7 @@ import redis
 import redis.asyncio
 from redis.exceptions import NoScriptError
 
-from backend.common import keys, numbers
+from backend.common import keys, numbers, replies
 from backend.common.contract import (
     Agent,
     Arrival,
@@ -24,8 +24,8 @@ from backend.common.contract import (
     End,
     EndReason,
     Exit,
-    Outcome,
     Progress,
+    Reserved,
     Start,
     Sweep,
     Verdict,
@@ -107,7 +107,7 @@ def session_arrives(start: Start) -> Call[Arrival]:
         *record,
         *prompt,
     )
-    return Call(operation="session_arrives", keys=tuple(names), arguments=arguments, read=_arrival)
+    return Call(operation="session_arrives", keys=tuple(names), arguments=arguments, read=replies.arrival)
 
 
 def agent_arrives(
@@ -119,7 +119,7 @@ def agent_arrives(
         operation="agent_arrives",
         keys=(keys.agent(agent.id),),
         arguments=(agent.id, agent.nonce, agent.host_id, room, room_token, room_for, agent.pid),
-        read=lambda reply: _assignment(reply) if reply[0] == Word.ASSIGNED else reply[0],
+        read=lambda reply: replies.assignment(reply) if reply[0] == Word.ASSIGNED else reply[0],
     )
 
 
@@ -147,7 +147,7 @@ def heartbeat(agent: Agent, assignment: Assignment | None, progress: Progress | 
         operation="heartbeat",
         keys=(keys.agent(agent.id),),
         arguments=(agent.id, agent.nonce, *work, done.frames, json.dumps(dict(done.usage))),
-        read=_verdict,
+        read=replies.verdict,
     )
 
 
@@ -174,7 +174,7 @@ def agent_exited(agent: Agent, *, exit_code: int | None, end_reason: EndReason |
         operation="agent_exited",
         keys=(keys.agent(agent.id),),
         arguments=(agent.id, agent.nonce, code, *said),
-        read=_exit,
+        read=replies.exited,
     )
 
 
@@ -184,22 +184,41 @@ def end_session(session_id: str, reason: EndReason, *, generation: int | None = 
         operation="end_session",
         keys=(keys.session(session_id),),
         arguments=(session_id, reason, reason.cause, "" if generation is None else generation),
-        read=_end,
+        read=replies.ended,
     )
 
 
 def expire_leases(*, most: int = 25) -> Call[Sweep]:
     """Act on at most ``most`` deadlines that have passed. More than 25 failovers at once hold up claims."""
-    return Call(operation="expire_leases", keys=(keys.SWEEP,), arguments=(most,), read=_sweep)
+    return Call(operation="expire_leases", keys=(keys.SWEEP,), arguments=(most,), read=replies.swept)
 
 
-def reserve_spawns(host_id: str, *, capacity: int, target: int, most: int, base: str) -> Call[tuple[str, ...]]:
-    """Take slots for the agents that this host shall start now; returns their ids, ``base`` and a number."""
+def reserve_spawns(*, target: int, most: int, base: str, refills_per_second: float = 1.0) -> Call[Reserved]:
+    """Take slots for the agents that shall start now, at most ``most``, on the hosts with the most room.
+
+    ``target`` are the warm agents wanted in the fleet; new ids are ``base`` and a number. ``refills_per_second``
+    is how many the fleet can start, see demand.py.
+    """
     return Call(
         operation="reserve_spawns",
-        keys=(keys.host_agents(host_id),),
-        arguments=(host_id, capacity, target, most, base),
-        read=tuple,
+        keys=(keys.POOL_PLACES,),
+        arguments=(target, most, base, str(refills_per_second)),
+        read=replies.reserved,
+    )
+
+
+def let_go(*, target: int, most: int) -> Call[tuple[str, ...]]:
+    """End at most ``most`` of the warm agents that are more than ``target``; returns their ids."""
+    return Call(operation="let_go", keys=(keys.POOL_READY,), arguments=(target, most), read=tuple)
+
+
+def host_reports(host_id: str, fields: Mapping[str, object], *, is_open: bool) -> Call[int]:
+    """Say that a host is there, and whether it takes more agents; ``fields`` hold its capacity and cores."""
+    return Call(
+        operation="host_reports",
+        keys=(keys.host(host_id),),
+        arguments=(host_id, int(is_open), *_pairs(fields)),
+        read=int,
     )
 
 
@@ -223,52 +242,5 @@ def read_fleet() -> Call[Fleet]:
     return Call(operation="read_fleet", keys=(keys.HOSTS, keys.SWEEP), arguments=(), read=Fleet.read)
 
 
-def _pairs(fields: Mapping[str, str]) -> list[str]:
-    return [part for pair in fields.items() for part in pair]
-
-
-def _arrival(reply: Any) -> Arrival:
-    outcome, *rest = reply
-    if outcome == Outcome.REFUSED:
-        return Arrival(outcome=Outcome.REFUSED, full=rest[0])
-    if outcome == Outcome.CONFLICT:
-        return Arrival(outcome=Outcome.CONFLICT)
-    return Arrival(outcome=Outcome(outcome), session_id=rest[0], state=rest[1], agent_id=rest[2])
-
-
-def _assignment(reply: Any) -> Assignment:
-    return Assignment(session_id=reply[1], generation=reply[2])
-
-
-def _verdict(reply: Any) -> Verdict:
-    word = Word(reply[0])
-    if word is Word.ASSIGNED:
-        return Verdict(word=word, assignment=_assignment(reply))
-    if word is Word.KEEP:
-        return Verdict(word=word, left_ms=None if reply[1] == -1 else reply[1])
-    return Verdict(word=word)
-
-
-def _exit(reply: Any) -> Exit:
-    if reply[0] == "again":
-        return Exit(is_first=False)
-    return Exit(is_first=True, session_id=reply[1], state=reply[2], generation=reply[3])
-
-
-def _end(reply: Any) -> End | None:
-    if not reply:
-        return None
-    is_first, started_at_ms, ended_at_ms, silent_ms, agent_id = reply
-    return End(
-        is_first=bool(is_first),
-        started_at_ms=started_at_ms or None,
-        ended_at_ms=ended_at_ms,
-        silent_ms=silent_ms,
-        agent_id=agent_id,
-    )
-
-
-def _sweep(reply: Any) -> Sweep:
-    handled, *parts = reply
-    triples = zip(parts[0::3], parts[1::3], parts[2::3], strict=True)
-    return Sweep(handled=handled, kill=tuple(Agent(id=i, host_id=h, nonce=n) for i, h, n in triples))
+def _pairs(fields: Mapping[str, object]) -> list[str]:
+    return [str(part) for pair in fields.items() for part in pair]

@@ -81,6 +81,20 @@ TABLE = (
         stays=True,
     ),
     Key(
+        pattern="host:{id}:starting",
+        type="set",
+        meaning="the host's agents that have not arrived",
+        ttl="none: empties itself",
+        stays=True,
+    ),
+    Key(
+        pattern="host:{id}:warm",
+        type="zset",
+        meaning="the host's warm agents by when they became so: the newest is claimed",
+        ttl="none: empties itself",
+        stays=True,
+    ),
+    Key(
         pattern="hosts",
         type="zset",
         meaning="hosts by when they were last seen",
@@ -100,6 +114,26 @@ TABLE = (
         meaning="agents reserved or forked, not arrived",
         ttl="none: empties itself",
         stays=True,
+    ),
+    Key(
+        pattern="pool:offers",
+        type="zset",
+        meaning="hosts with warm agents by load: the least is claimed from",
+        ttl="none: empties itself",
+        stays=True,
+    ),
+    Key(
+        pattern="pool:places",
+        type="zset",
+        meaning="hosts that may start an agent now by free slots: the most starts",
+        ttl="none: refills drop the hosts that are gone",
+        stays=True,
+    ),
+    Key(
+        pattern="pool:demand",
+        type="hash",
+        meaning="rate of arrivals, most to replace at once of late, how long a start takes",
+        ttl="1 hour, renewed by refills",
     ),
     Key(pattern="session:waiting", type="zset", meaning="the line, by ticket", ttl="none: empties itself", stays=True),
     Key(
@@ -158,6 +192,9 @@ TABLE = (
 HOSTS = "hosts"
 POOL_READY = "pool:ready"
 POOL_STARTING = "pool:starting"
+POOL_OFFERS = "pool:offers"
+POOL_PLACES = "pool:places"
+POOL_DEMAND = "pool:demand"
 SESSION_WAITING = "session:waiting"
 SESSION_OPEN = "session:open"
 SESSION_LIVE = "session:live"
@@ -232,6 +269,16 @@ def host(host_id: str) -> str:
 def host_agents(host_id: str) -> str:
     """The host's taken slots."""
     return f"host:{host_id}:agents"
+
+
+def host_starting(host_id: str) -> str:
+    """The host's agents that have not arrived."""
+    return f"host:{host_id}:starting"
+
+
+def host_warm(host_id: str) -> str:
+    """The host's warm agents."""
+    return f"host:{host_id}:warm"
 
 
 def livekit_event(event_id: str) -> str:

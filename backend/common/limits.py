@@ -26,6 +26,18 @@ class Limits:
     failovers: int = 3
     """Lost agents within ``failover_window`` that a session survives."""
     failover_window: int = 60_000
+    host_seen: int = 10_000
+    """A host whose launcher was not heard for five reports has no capacity."""
+    host_ttl: int = 15_000
+    """TTL of a host's record, renewed by each report."""
+    rate_half_life: int = 60_000
+    """How soon the rate of arrivals forgets: long enough for a steady figure, and a call lasts longer."""
+    peak_half_life: int = 300_000
+    """How soon the most that was needed at once is forgotten: bursts come in waves of minutes."""
+    demand_ttl: int = 3_600_000
+    """TTL of what is known of the demand, renewed by refills; after an hour nothing of a rate or a peak is left."""
+    warm_least: int = 30_000
+    """How long an agent stays warm at least before it is let go."""
     record_ttl: int = 24 * 3_600_000
     """TTL of agents' records and inboxes, renewed by heartbeats; a net, the leases do the work."""
     unsettled_ttl: int = 7 * 24 * 3_600_000

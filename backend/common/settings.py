@@ -167,6 +167,9 @@ class OrchestratorSettings(CommonSettings):
         "PREWARM_IN_ROOM", "warm agents wait in a room of their own; false parks them outside", True
     )
     prewarm_pool_size: int = variable("PREWARM_POOL_SIZE", "warm agents wanted per host", 3, ge=0, le=1_000)
+    prewarm_pool_max: int = variable(
+        "PREWARM_POOL_MAX", "most warm agents per host when many callers come", 16, ge=0, le=1_000
+    )
     python_script_path: str | None = variable(
         "PYTHON_SCRIPT_PATH", "accepted and ignored: agents are forked, no script is started", None
     )

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +16,8 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
+
+from backend.common.contract import Agent
 
 CONTROL = "control"
 REFILL_SECONDS = 5
@@ -65,9 +67,10 @@ class Commands:
         """Let the host start the agent whose slot is reserved."""
         await self._send("greenroom.spawn", [agent_id], queue=host_queue(host_id), expires=COMMAND_SECONDS)
 
-    async def kill(self, host_id: str, agent_id: str, nonce: str) -> None:
-        """Let the host end this very process; harmless twice."""
-        await self._send("greenroom.kill", [agent_id, nonce], queue=host_queue(host_id), expires=COMMAND_SECONDS)
+    async def kill(self, host_id: str, agents: Iterable[Agent]) -> None:
+        """Let the host end these very processes; harmless twice."""
+        names = [name for agent in agents for name in (agent.id, agent.nonce)]
+        await self._send("greenroom.kill", names, queue=host_queue(host_id), expires=COMMAND_SECONDS)
 
     async def forget_host(self, host_id: str) -> None:
         """Delete the queue of a host that will not come back."""

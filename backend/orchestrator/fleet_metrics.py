@@ -12,10 +12,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 
 from backend.common.contract import EndReason, Word
 from backend.common.numbers import HISTOGRAMS_MS, Fleet
-from backend.orchestrator import pool
 from backend.orchestrator.commands import QueueState
 from backend.orchestrator.errors import FullError, KeyReusedError, UnavailableError
-from backend.orchestrator.store import HOST_SEEN_MS
+from backend.orchestrator.fleet_size import HOST_SEEN_MS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +25,7 @@ class Look:
     redis_seconds: float
     redis_memory_bytes: int
     queues: Mapping[str, QueueState] | None
-    prewarm_pool_size: int
+    pool_target: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,7 +191,7 @@ def _gauges(fleet: Fleet, look: Look) -> Iterator[Metric]:
     agents = {"starting": fleet.starting, "warm": fleet.warm, "busy": max(0, fleet.open - fleet.waiting)}
     yield _by_label("greenroom_agents", "agents; busy ones have a session", "state", agents)
     plain = {
-        "pool_target": ("warm agents wanted", pool.wanted_warm(look.prewarm_pool_size, len(hosts))),
+        "pool_target": ("warm agents wanted", look.pool_target),
         "hosts": ("hosts heard in the last 10 s", len(hosts)),
         "capacity": ("agents that those hosts may hold", sum(int(host.record.get("capacity") or 0) for host in hosts)),
         "waiting_oldest_seconds": ("how long the head of the line has waited", fleet.age(fleet.oldest_waiting_ms)),

@@ -7,12 +7,23 @@ the launcher's report lets the session arrive again, in one step.
 
 import asyncio
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from loguru import logger
 from redis.exceptions import RedisError
 
-from backend.common.contract import AGENT_IDENTITY, AgentState, Arrival, End, EndReason, Outcome, SessionState, Start
+from backend.common.contract import (
+    AGENT_IDENTITY,
+    Agent,
+    AgentState,
+    Arrival,
+    End,
+    EndReason,
+    Outcome,
+    SessionState,
+    Start,
+)
 from backend.common.exchange import (
     end_session,
     expire_leases,
@@ -100,7 +111,7 @@ async def _plan(house: House, client: Client, request: StartRequest, key: str | 
         user_id=user_id,
         room_token=house.rooms.agent_token(proposed_id),
         longest_ms=longest_ms,
-        fleet_ceiling=await house.store.capacity() + house.max_waiting,
+        fleet_ceiling=(await house.store.fleet_size()).capacity + house.max_waiting,
         user_ceiling=house.max_sessions_per_user,
         start_key=session.start_key(client.page or client.scope, key),
         body_hash=session.body_hash(request.model_dump()),
@@ -227,15 +238,25 @@ async def end_by_client(house: House, client: Client, session_id: str) -> End:
 
 async def sweep(house: House) -> int:
     """Act on every deadline that has passed; returns how many. Any number of sweeps may run."""
-    handled = 0
+    handled, lost = 0, list[Agent]()
     while True:
         swept = await house.run(expire_leases(most=SWEEP_STEP))
         handled += swept.handled
-        for agent in swept.kill:
-            logger.warning("agent silent for too long", agent_id=agent.id, host_id=agent.host_id)
-            await house.commands.kill(agent.host_id, agent.id, agent.nonce)
+        lost += swept.kill
         if swept.handled < SWEEP_STEP:
-            return handled
+            break
+    # After all callers got another agent or their place in the line: launchers find out by themselves too.
+    await _kill(house, lost)
+    return handled
+
+
+async def _kill(house: House, lost: Sequence[Agent]) -> None:
+    by_host: dict[str, list[Agent]] = {}
+    for agent in lost:
+        by_host.setdefault(agent.host_id, []).append(agent)
+    for host_id, agents in by_host.items():
+        logger.warning("agents silent for too long", host_id=host_id, agent_ids=[agent.id for agent in agents])
+        await house.commands.kill(host_id, agents)
 
 
 # -- settle: what it came to -------------------------------------------------------------------

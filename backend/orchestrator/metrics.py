@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from backend.common.exchange import read_fleet
 from backend.common.numbers import Fleet
-from backend.orchestrator import fleet_metrics
+from backend.orchestrator import fleet_metrics, supply
 from backend.orchestrator.commands import QueueState
 from backend.orchestrator.fleet_metrics import Look
 from backend.orchestrator.house import House
@@ -139,23 +139,23 @@ async def scrape(house: House, metrics: ApiMetrics, accept: str) -> tuple[bytes,
 async def look_at(house: House) -> Look:
     """Look at Redis and at the broker, once each."""
     before = time.monotonic()
-    fleet, memory_bytes = await _look_at_redis(house)
+    fleet, memory_bytes, pool_target = await _look_at_redis(house)
     redis_seconds = time.monotonic() - before
     return Look(
         fleet=fleet,
         redis_seconds=redis_seconds,
         redis_memory_bytes=memory_bytes,
         queues=await _look_at_broker(house, [host.id for host in fleet.hosts] if fleet else []),
-        prewarm_pool_size=house.settings.prewarm_pool_size,
+        pool_target=pool_target,
     )
 
 
-async def _look_at_redis(house: House) -> tuple[Fleet | None, int]:
+async def _look_at_redis(house: House) -> tuple[Fleet | None, int, int]:
     try:
         async with asyncio.timeout(LOOK_SECONDS):
-            return await asyncio.gather(house.run(read_fleet()), house.store.memory_bytes())
+            return await asyncio.gather(house.run(read_fleet()), house.store.memory_bytes(), supply.target(house))
     except (RedisError, OSError, TimeoutError):  # what greenroom_up says
-        return None, 0
+        return None, 0, 0
 
 
 async def _look_at_broker(house: House, host_ids: list[str]) -> dict[str, QueueState] | None:

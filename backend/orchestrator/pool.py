@@ -1,26 +1,17 @@
-"""The rules of the pool: how many agents are wanted, and what who is refused is told."""
+"""The rules of the pool: between what its size may be, and what who is refused is told."""
 
 import random
 
 from backend.orchestrator.errors import FullError, GreenroomError, UnavailableError
 
-SPAWNS_PER_CORE = 2
-"""Agents that start at once on a core: more would starve the calls that run there."""
 
+def bounds(*, size: int, largest: int, hosts: int, capacity: int) -> tuple[int, int]:
+    """Return the fewest and the most warm agents that may be wanted in a fleet of so many hosts.
 
-def wanted_warm(prewarm_pool_size: int, live_hosts: int) -> int:
-    """Warm agents wanted in the fleet."""
-    return prewarm_pool_size * live_hosts
-
-
-def missing(*, target: int, waiting: int, warm: int, starting: int) -> int:
-    """Agents to start now: one for each who waits, and the warm ones that are wanted."""
-    return max(0, target + waiting - warm - starting)
-
-
-def at_once(cores: int, starting: int) -> int:
-    """How many more may start on a host that is starting some already."""
-    return max(0, SPAWNS_PER_CORE * cores - starting)
+    ``size`` and ``largest`` are those of one host; a pool is never larger than the fleet, and ``size`` wins.
+    """
+    least = size * hosts
+    return least, max(least, min(largest * hosts, capacity))
 
 
 def retry_after_seconds(most: int = 10) -> int:

@@ -13,15 +13,16 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from backend.common import keys
 from backend.common.contract import AgentState, SessionState
 from backend.common.settings import CommonSettings
+from backend.orchestrator import demand
 from backend.orchestrator.cursor import read_cursor, write_cursor
+from backend.orchestrator.demand import Demand
+from backend.orchestrator.fleet_size import HOST_SEEN_MS, FleetSize, read_fleet_size
 
 REDIS_SECONDS = 1.0
 CONNECTIONS = 64
 """A burst waits for one of these for a second at most; redis-py's own pool would raise at once."""
 PROMPT_SECONDS = 0.05
-HOST_SEEN_MS = 10_000
-"""A host that was not heard for five reports has no capacity."""
-CAPACITY_SECONDS = 1.0
+FLEET_SECONDS = 1.0
 CONFIG_TTL_SECONDS = 90 * 24 * 3_600
 KEPT_MS = 7 * 24 * 3_600_000
 LOST_HOST_MS = 3_600_000
@@ -80,7 +81,7 @@ class Store:
         # Any: redis-py's types do not know decode_responses; the methods here say what comes out.
         self.client: Any = redis.asyncio.Redis.from_pool(pool)
         self._clock_offset_ms: float | None = None
-        self._capacity = (-CAPACITY_SECONDS, 0)
+        self._fleet_size = (-FLEET_SECONDS, FleetSize())
 
     async def close(self) -> None:
         """Close the connections."""
@@ -151,20 +152,15 @@ class Store:
             states = await pipe.execute() if ids else []
         return dict(zip(ids, (state or "" for state in states), strict=True))
 
-    async def capacity(self) -> int:
-        """How many agents the live hosts may hold; asked once a second at most, a start has no time for more."""
-        if time.monotonic() - self._capacity[0] > CAPACITY_SECONDS:
-            self._capacity = (time.monotonic(), await self._read_capacity())
-        return self._capacity[1]
+    async def fleet_size(self) -> FleetSize:
+        """The live hosts together; while there are any, asked once a second at most: a start has no time for more."""
+        if not self._fleet_size[1].hosts or time.monotonic() - self._fleet_size[0] > FLEET_SECONDS:
+            self._fleet_size = (time.monotonic(), await read_fleet_size(self.client, await self.read_clock()))
+        return self._fleet_size[1]
 
-    async def _read_capacity(self) -> int:
-        now_ms = await self.read_clock()
-        ids = await self.client.zrangebyscore(keys.HOSTS, now_ms - HOST_SEEN_MS, "+inf")
-        async with self.client.pipeline(transaction=False) as pipe:
-            for host_id in ids:
-                pipe.hget(keys.host(host_id), "capacity")
-            capacities = await pipe.execute() if ids else []
-        return sum(int(capacity or 0) for capacity in capacities)
+    async def demand(self) -> Demand:
+        """What is known of the callers of late."""
+        return demand.read(await self.client.hgetall(keys.POOL_DEMAND))
 
     async def line(self) -> Line:
         """The waiting line and the pool."""

@@ -1,8 +1,18 @@
-"""Agents to come: how many are missing, on which hosts, and the room in which each waits."""
+"""Agents to come and to go: the pool follows the demand; and the room in which each one waits."""
 
-from backend.common.exchange import reserve_spawns
-from backend.orchestrator import placement, pool, session
+import asyncio
+
+from backend.common.contract import Reserved
+from backend.common.exchange import let_go, reserve_spawns
+from backend.orchestrator import demand, pool, session
 from backend.orchestrator.house import House
+
+RESERVED_AT_ONCE = 100
+"""Commands to send before the next look: more would hold up the others that refill."""
+LET_GO_AT_ONCE = 1
+"""A refill comes each second, and a target falls slower than that."""
+PASSES = 8
+"""A burst is served by several passes a second: a core starts one agent at a time."""
 
 
 async def make_warm_room(house: House) -> tuple[str, str]:
@@ -17,23 +27,43 @@ async def make_warm_room(house: House) -> tuple[str, str]:
     return name, house.rooms.agent_token(name)
 
 
+async def target(house: House) -> int:
+    """Warm agents wanted in the fleet now. Raises: redis.RedisError"""
+    fleet, known = await house.store.fleet_size(), await house.store.demand()
+    least, most = pool.bounds(
+        size=house.settings.prewarm_pool_size,
+        largest=house.settings.prewarm_pool_max,
+        hosts=fleet.hosts,
+        capacity=fleet.capacity,
+    )
+    now = demand.faded(known, await house.store.now_ms(), house.limits)
+    return demand.target(now, house.limits, least=least, most=most)
+
+
 async def refill(house: House) -> int:
-    """Reserve the agents that are missing and let their hosts start them; returns how many."""
-    hosts, line = await house.store.hosts(), await house.store.line()
-    target = pool.wanted_warm(house.settings.prewarm_pool_size, len(hosts))
-    wanted = pool.missing(target=target, waiting=line.waiting, warm=line.warm, starting=line.starting)
-    if not wanted:
-        return 0
-    vacancies = [
-        placement.Vacancy(host_id=host.id, free=host.free, at_once=pool.at_once(host.cores, host.starting))
-        for host in hosts
-    ]
-    capacities = {host.id: host.capacity for host in hosts}
-    started = 0
-    for host_id, most in placement.spread(wanted, vacancies).items():
-        base = f"a_{await house.store.now_ms()}_{session.short_id()}"
-        call = reserve_spawns(host_id, capacity=capacities[host_id], target=target, most=most, base=base)
-        for agent_id in await house.run(call):
-            await house.commands.spawn(host_id, agent_id)
-            started += 1
-    return started
+    """Let the hosts start the agents that are missing, or end one that is too many; returns how many are started."""
+    return len((await _refill(house)).agents)
+
+
+async def refill_while_missing(house: House) -> None:
+    """Refill as the hosts get room for the next ones; after ``PASSES`` another refill goes on."""
+    for _ in range(PASSES):
+        if not (await _refill(house)).missing:
+            return
+        await asyncio.sleep(demand.LOOK_SECONDS)
+
+
+async def _refill(house: House) -> Reserved:
+    wanted = await target(house)
+    fleet, known = await house.store.fleet_size(), await house.store.demand()
+    call = reserve_spawns(
+        target=wanted,
+        most=RESERVED_AT_ONCE,
+        base=f"a_{await house.store.now_ms()}_{session.short_id()}",
+        refills_per_second=demand.refills_per_second(known, fleet.cores),
+    )
+    reserved = await house.run(call)
+    for agent in reserved.agents:
+        await house.commands.spawn(agent.host_id, agent.id)
+    await house.run(let_go(target=wanted, most=LET_GO_AT_ONCE))
+    return reserved

@@ -23,9 +23,6 @@ Work = Callable[[House], Awaitable[object]]
 TASK_SECONDS = 8.0
 """Under Celery's own soft limit, so that it is the loop that stops and nothing is left half open."""
 LAUNCHER_SECONDS = 3.0
-REFILL_PASSES = 8
-REFILL_PAUSE_SECONDS = 0.1
-"""A burst is served by several passes a second: only so many agents may start at once."""
 
 
 @dataclass
@@ -100,16 +97,8 @@ def prune() -> None:
 
 @app.task(name="greenroom.refill")
 def refill() -> None:
-    """Start the agents that are missing."""
-    _run(_refill_while_somebody_waits)
-
-
-async def _refill_while_somebody_waits(house: House) -> None:
-    for _ in range(REFILL_PASSES):
-        await supply.refill(house)
-        if not (await house.store.line()).waiting:
-            return
-        await asyncio.sleep(REFILL_PAUSE_SECONDS)
+    """Start the agents that are missing, end those that are too many."""
+    _run(supply.refill_while_missing)
 
 
 @app.task(name="greenroom.spawn")
@@ -129,9 +118,14 @@ async def _spawn(house: House, agent_id: str) -> None:
 
 
 @app.task(name="greenroom.kill")
-def kill(agent_id: str, nonce: str) -> None:
-    """Let this host's launcher end this very process."""
-    _run(lambda _: _ask_launcher({"do": Ask.KILL, "agent_id": agent_id, "nonce": nonce}))
+def kill(*names: str) -> None:
+    """Let this host's launcher end these very processes: an id and a nonce for each."""
+    _run(lambda _: _kill(names))
+
+
+async def _kill(names: tuple[str, ...]) -> None:
+    for agent_id, nonce in zip(names[0::2], names[1::2], strict=True):
+        await _ask_launcher({"do": Ask.KILL, "agent_id": agent_id, "nonce": nonce})
 
 
 async def _ask_launcher(request: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from redis.exceptions import RedisError
 
 from backend.common.contract import End
-from backend.orchestrator import pool, session
+from backend.orchestrator import session, supply
 from backend.orchestrator.errors import GreenroomError
 from backend.orchestrator.house import House
 from backend.orchestrator.schemas import EndDetails, EndResponse, SessionView
@@ -66,13 +66,12 @@ async def stats(house: House) -> dict[str, Any]:
     latency_ms = _ms_since(before)
     hosts, line = await house.store.hosts(), await house.store.line()
     midnight = datetime.fromtimestamp(now_ms / 1000, UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-    target = pool.wanted_warm(house.settings.prewarm_pool_size, len(hosts))
     ended = await house.store.ended_since(int(midnight.timestamp() * 1000))
     return {
         "sessions": {**await house.store.session_states(), "endedToday": ended},
         "agents": await house.store.agent_counts(),
         "pool": {
-            "target": target,
+            "target": await supply.target(house),
             "warm": line.warm,
             "starting": line.starting,
             "capacity": sum(host.capacity for host in hosts),

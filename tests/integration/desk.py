@@ -34,9 +34,19 @@ class Desk:
         """Say that sweeps came all the time: the first one after a gap only rests."""
         self.client.hset(keys.SWEEP, mapping={"swept_at_ms": self.valkey.now_ms(), "quiet_until_ms": 0})
 
-    def agent(self, name: str = "a", *, pid: int = 0, **options: Any) -> tuple[Agent, Assignment | str]:
+    def host(self, name: str = "h", *, capacity: int = 10, cores: int = 10, is_open: bool = True) -> None:
+        """Let a launcher report its host."""
+        self.do(x.host_reports(name, {"capacity": capacity, "cores": cores}, is_open=is_open))
+
+    def reserve(self, *, target: int = 1, most: int = 10, base: str = "h_1") -> list[str]:
+        """Take slots for the agents that are missing; returns their ids."""
+        return [agent.id for agent in self.do(x.reserve_spawns(target=target, most=most, base=base)).agents]
+
+    def agent(
+        self, name: str = "a", *, host: str = "h", pid: int = 0, **options: Any
+    ) -> tuple[Agent, Assignment | str]:
         """Let an agent arrive."""
-        agent = Agent(id=name, nonce=f"nonce-{name}", host_id="h", pid=pid)
+        agent = Agent(id=name, nonce=f"nonce-{name}", host_id=host, pid=pid)
         return agent, self.do(x.agent_arrives(agent, **options))
 
     def session(self, name: str = "s", **changes: Any) -> Arrival:

@@ -13,7 +13,6 @@ import uvicorn
 from yarl import URL
 
 from backend.common import exchange as x
-from backend.common import keys
 from backend.common.contract import Agent, Assignment
 from backend.common.settings import ApiSettings
 from backend.orchestrator.api import bind, create_app
@@ -139,8 +138,5 @@ async def silent_server() -> AsyncIterator[str]:
 
 def host_is_seen(valkey: Valkey, host_id: str = HOST, *, capacity: int = 10, cores: int = 2) -> None:
     """Say what a host's launcher says every two seconds."""
-    now_ms = valkey.now_ms()
-    record = {"capacity": capacity, "cores": cores, "seen_ms": now_ms}
-    valkey.client.hset(keys.host(host_id), mapping=record)
-    valkey.client.expire(keys.host(host_id), 15)
-    valkey.client.zadd(keys.HOSTS, {host_id: now_ms})
+    call = x.host_reports(host_id, {"capacity": capacity, "cores": cores}, is_open=True)
+    x.Exchange().run_sync(valkey.client, call)

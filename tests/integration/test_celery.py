@@ -277,11 +277,11 @@ def test_a_spawn_asks_the_launcher_for_this_agent(deployment: Deployment) -> Non
 def test_a_spawn_without_a_launcher_gives_the_slot_back_at_once(deployment: Deployment, valkey: Valkey) -> None:
     deployment.start_worker()
     host_is_seen(valkey)
-    call = x.reserve_spawns(HOST, capacity=5, target=1, most=1, base="a")
-    (agent_id,) = x.Exchange().run_sync(valkey.client, call)
-    deployment.send("greenroom.spawn", agent_id, queue=f"host.{HOST}")
+    call = x.reserve_spawns(target=1, most=1, base="a")
+    (agent,) = x.Exchange().run_sync(valkey.client, call).agents
+    deployment.send("greenroom.spawn", agent.id, queue=f"host.{HOST}")
     wait_until(lambda: not valkey.client.exists(keys.host_agents(HOST)), what="the slot is free")
-    assert valkey.client.hget(keys.agent(agent_id), "state") == "gone"
+    assert valkey.client.hget(keys.agent(agent.id), "state") == "gone"
 
 
 def test_a_task_that_fails_does_not_stop_the_worker(deployment: Deployment, valkey: Valkey) -> None:

@@ -38,7 +38,9 @@ def test_all_keys_carry_the_hash_tag_of_a_cluster(valkey: Valkey) -> None:
     agent = Agent(id="a", nonce="n", host_id="h")
     work = Assignment(session_id="s", generation=1)
     calls: list[x.Call[Any]] = [
-        x.reserve_spawns("h", capacity=2, target=1, most=1, base="h"),
+        x.host_reports("h", {"capacity": 2, "cores": 2}, is_open=True),
+        x.reserve_spawns(target=1, most=1, base="h"),
+        x.let_go(target=0, most=1),
         x.agent_arrives(agent),
         x.session_arrives(replace(ROOMY, start_key="u:k", prompt={"opening_line": "Hello!"})),
         x.confirm_claim(agent, work),

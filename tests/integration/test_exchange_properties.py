@@ -16,6 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from backend.common import exchange as x
 from backend.common import keys
 from backend.common.contract import Agent, End, EndReason, Start
+from backend.orchestrator import placement
 from tests import leaks
 from tests.fakes.fake_process import FakeProcess
 from tests.valkey_server import Valkey
@@ -23,7 +24,7 @@ from tests.valkey_server import Valkey
 EXAMPLES = int(os.environ.get("EXAMPLES", "60"))
 """Runs of up to 40 steps: 60 are enough for a change elsewhere, some hundreds for one of the Lua."""
 HOSTS = ("h1", "h2")
-CAPACITY = 4
+CAPACITY, CORES = 4, 2
 DEADLINES_OF = {
     "starting": ["agent"],
     "warm": ["agent"],
@@ -88,15 +89,30 @@ class ExchangeMachine(RuleBasedStateMachine):
         if key and arrival.outcome in ("new", "again"):
             assert self.started.setdefault(user + key, (body, arrival.session_id)) == (body, arrival.session_id)
 
-    @rule(host=st.sampled_from(HOSTS), wanted=st.integers(0, 3), in_room=st.booleans())
-    def a_host_refills(self, host: str, wanted: int, in_room: bool) -> None:
-        call = x.reserve_spawns(host, capacity=CAPACITY, target=wanted, most=3, base=f"{host}_{next(self.numbers)}")
-        spawned = self.do(call)
-        for agent_id in spawned:
-            self.fork(agent_id, host, in_room=in_room)
+    @rule(open_hosts=st.sets(st.sampled_from(HOSTS)), wanted=st.integers(0, 3), in_room=st.booleans())
+    def the_hosts_report_and_refill(self, open_hosts: set[str], wanted: int, in_room: bool) -> None:
+        for host in HOSTS:
+            fields = {"capacity": CAPACITY, "cores": CORES}
+            self.do(x.host_reports(host, fields, is_open=host in open_hosts))
+        reserved = self.do(x.reserve_spawns(target=wanted, most=3, base=f"r_{next(self.numbers)}"))
+        for agent in reserved.agents:
+            assert agent.host_id in open_hosts
+            self.fork(agent.id, agent.host_id, in_room=in_room)
         coming = self.client.scard(keys.POOL_STARTING) + self.client.zcard(keys.POOL_READY)
-        assert not spawned or coming <= wanted + self.client.zcard(keys.SESSION_WAITING), "spawned too many"
-        assert self.client.scard(f"host:{host}:agents") <= CAPACITY
+        needed = wanted + self.client.zcard(keys.SESSION_WAITING)
+        assert not reserved.agents or coming <= needed, "spawned too many"
+        assert reserved.missing == max(0, needed - coming)
+        assert all(self.client.scard(keys.host_agents(host)) <= CAPACITY for host in HOSTS)
+
+    @rule(wanted=st.integers(0, 2), are_old=st.booleans())
+    def the_target_falls(self, wanted: int, are_old: bool) -> None:
+        before = self.client.zcard(keys.POOL_READY)
+        for host in HOSTS if are_old else ():
+            for agent_id in self.client.zrange(keys.host_warm(host), 0, -1):
+                self.client.zadd(keys.host_warm(host), {agent_id: 1})
+        gone = self.do(x.let_go(target=wanted, most=2))
+        assert len(gone) == before - self.client.zcard(keys.POOL_READY)
+        assert not gone or (are_old and self.client.zcard(keys.POOL_READY) >= wanted), "too many were let go"
 
     def fork(self, agent_id: str, host: str, *, in_room: bool) -> None:
         nonce = f"n{next(self.numbers)}"
@@ -285,6 +301,27 @@ class ExchangeMachine(RuleBasedStateMachine):
         assert self.client.smembers(keys.SESSION_LIVE) == live
 
     @invariant()
+    def every_host_stands_where_the_rules_of_placement_put_it(self) -> None:
+        records = {key.removeprefix("agent:"): self.text(key) for key in self.client.keys("agent:*[0-9]")}
+        for host in HOSTS:
+            slots, starting = (
+                self.client.smembers(keys.host_agents(host)),
+                self.client.smembers(keys.host_starting(host)),
+            )
+            warm = self.client.zrange(keys.host_warm(host), 0, -1)
+            assert {records[agent_id]["state"] for agent_id in warm} <= {"warm"}
+            assert starting == {a for a in slots if records[a]["state"] == "starting"}
+            assert starting <= self.client.smembers(keys.POOL_STARTING)
+            capacity, cores = (int(value or 0) for value in self.client.hmget(keys.host(host), "capacity", "cores"))
+            now = placement.Occupancy(
+                capacity=capacity, cores=cores, slots=len(slots), starting=len(starting), warm=len(warm)
+            )
+            assert self.client.zscore(keys.POOL_OFFERS, host) == placement.load(now)
+            place = self.client.zscore(keys.POOL_PLACES, host)
+            assert place in (None, placement.room(now))
+            assert place is not None or placement.room(now) is None or not self.client.zscore(keys.HOSTS, host)
+
+    @invariant()
     def only_one_process_may_speak_for_a_session_at_one_generation(self) -> None:
         for process in self.processes:
             if process.may_speak and process.assignment:
@@ -319,7 +356,7 @@ class ExchangeMachine(RuleBasedStateMachine):
             self.sweep()
         for session_id in self.client.zrange(keys.SETTLE_DUE, 0, -1):
             self.do(x.session_settled(session_id))
-        lists = {keys.SWEEP, keys.SESSION_ALL, keys.SESSION_ENDED, keys.FLEET_COUNTS}
+        lists = {keys.SWEEP, keys.SESSION_ALL, keys.SESSION_ENDED, keys.FLEET_COUNTS, keys.HOSTS, keys.POOL_PLACES}
         left = [key for key in self.client.scan_iter() if self.client.pttl(key) == -1 and key not in lists]
         assert left == []
         self.client.close()

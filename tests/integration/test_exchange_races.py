@@ -167,13 +167,21 @@ async def test_an_exit_is_acted_on_once(crowd: Crowd) -> None:
 
 
 async def test_fifty_refills_together_start_what_one_would(crowd: Crowd) -> None:
-    calls = [
-        x.reserve_spawns(f"h{number % 5}", capacity=3, target=10, most=3, base=f"h{number % 5}_{number}")
-        for number in range(CLIENTS)
-    ]
-    ids = [agent_id for reserved in await crowd.race(calls) for agent_id in reserved]
-    assert len(ids) == len(set(ids)) == 10
-    assert all(crowd.desk.client.scard(keys.host_agents(f"h{host}")) <= 3 for host in range(5))
+    for number in range(5):
+        crowd.desk.host(f"h{number}", capacity=3, cores=2)
+    calls = [x.reserve_spawns(target=9, most=3, base=f"r{number}") for number in range(CLIENTS)]
+    ids = [agent.id for reserved in await crowd.race(calls) for agent in reserved.agents]
+    assert len(ids) == len(set(ids)) == 9
+    assert sorted(crowd.desk.client.scard(keys.host_agents(f"h{host}")) for host in range(5)) == [1, 2, 2, 2, 2]
+
+
+async def test_fifty_who_let_go_together_leave_as_many_warm_as_are_wanted(crowd: Crowd) -> None:
+    for agent in agents(10):
+        crowd.desk.do(x.agent_arrives(agent))
+        crowd.desk.client.zadd(keys.host_warm("h"), {agent.id: 1})
+    gone = [agent_id for ids in await crowd.race_one(x.let_go(target=4, most=1)) for agent_id in ids]
+    assert len(gone) == len(set(gone)) == 6
+    assert crowd.desk.client.zcard(keys.POOL_READY) == 4
 
 
 async def test_fifty_sweepers_replace_a_lost_agent_once(crowd: Crowd) -> None:

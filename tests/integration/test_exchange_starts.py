@@ -190,40 +190,46 @@ def test_a_wait_that_is_too_long_ends_unbilled(desk: Desk) -> None:
 
 
 def test_a_refill_that_runs_twice_spawns_once(desk: Desk) -> None:
-    first = desk.do(x.reserve_spawns("h", capacity=10, target=3, most=10, base="h_1"))
-    second = desk.do(x.reserve_spawns("h", capacity=10, target=3, most=10, base="h_2"))
-    assert (first, second) == (("h_1_1", "h_1_2", "h_1_3"), ())
+    desk.host()
+    first, second = desk.reserve(target=3), desk.reserve(target=3, base="h_2")
+    assert (first, second) == (["h_1_1", "h_1_2", "h_1_3"], [])
 
 
 def test_a_refill_counts_who_waits_and_spawns_no_more_than_it_may_at_once(desk: Desk) -> None:
+    desk.host()
     desk.session("s1")
     desk.session("s2")
-    assert len(desk.do(x.reserve_spawns("h", capacity=10, target=1, most=2, base="h_1"))) == 2
-    assert len(desk.do(x.reserve_spawns("h", capacity=10, target=1, most=2, base="h_2"))) == 1
+    assert desk.do(x.reserve_spawns(target=1, most=2, base="h_1")).missing == 1
+    assert desk.reserve(base="h_2") == ["h_2_1"]
+    assert desk.do(x.reserve_spawns(target=1, most=2, base="h_3")).missing == 0
 
 
 def test_the_ceiling_of_a_host_counts_starting_warm_busy_and_stopping_agents(desk: Desk) -> None:
     desk.live()
     desk.end()  # 'a' is stopping
     desk.agent("b")
-    assert len(desk.do(x.reserve_spawns("h", capacity=4, target=9, most=9, base="h_1"))) == 2
-    assert desk.do(x.reserve_spawns("h", capacity=4, target=9, most=9, base="h_2")) == ()
+    desk.host(capacity=4)
+    assert len(desk.reserve(target=9)) == 2
+    assert desk.reserve(target=9, base="h_2") == []
 
 
 def test_a_spawn_command_that_comes_after_its_reservation_lapsed_starts_nothing(desk: Desk) -> None:
-    (agent_id,) = desk.do(x.reserve_spawns("h", capacity=1, target=1, most=1, base="h_1"))
+    desk.host(capacity=1)
+    (agent_id,) = desk.reserve()
     desk.sweep_until(lambda _: desk.client.scard("host:h:agents") == 0)
     assert desk.do(x.agent_arrives(Agent(id=agent_id, nonce="late", host_id="h"))) == "stale"
 
 
 def test_two_processes_from_one_spawn_command_the_second_goes(desk: Desk) -> None:
-    (agent_id,) = desk.do(x.reserve_spawns("h", capacity=1, target=1, most=1, base="h_1"))
+    desk.host(capacity=1)
+    (agent_id,) = desk.reserve()
     assert desk.do(x.agent_arrives(Agent(id=agent_id, nonce="first", host_id="h"))) == "warm"
     assert desk.do(x.agent_arrives(Agent(id=agent_id, nonce="second", host_id="h"))) == "stale"
     assert desk.do(x.agent_arrives(Agent(id=agent_id, nonce="first", host_id="h"))) == "warm"
 
 
 def test_an_agent_that_died_before_it_arrived_gives_its_slot_back(desk: Desk) -> None:
-    (agent_id,) = desk.do(x.reserve_spawns("h", capacity=1, target=1, most=1, base="h_1"))
+    desk.host(capacity=1)
+    (agent_id,) = desk.reserve()
     assert desk.do(x.agent_exited(Agent(id=agent_id, nonce="n", host_id="h"), exit_code=1)).is_first
-    assert len(desk.do(x.reserve_spawns("h", capacity=1, target=1, most=1, base="h_2"))) == 1
+    assert len(desk.reserve(base="h_2")) == 1

@@ -80,8 +80,8 @@ def lapse(valkey: Valkey, *members: str) -> None:
 
 
 async def test_refill_spreads_the_missing_agents_over_the_hosts(house: House, valkey: Valkey) -> None:
-    host_is_seen(valkey, "h1")
-    host_is_seen(valkey, "h2")
+    host_is_seen(valkey, "h1", cores=4)
+    host_is_seen(valkey, "h2", cores=4)
     assert await supply.refill(house) == 6
     assert slots(valkey) == {"h1": 3, "h2": 3}
     assert await house.commands.queue_lengths(["h1", "h2"]) == {"control": 0, "host.h1": 3, "host.h2": 3}
@@ -91,7 +91,7 @@ async def test_refill_spreads_the_missing_agents_over_the_hosts(house: House, va
 async def test_a_spawn_command_carries_an_agents_id_and_an_expiry_and_nothing_else(
     house: House, valkey: Valkey
 ) -> None:
-    host_is_seen(valkey)
+    host_is_seen(valkey, cores=4)
     await supply.refill(house)
     sent = commands(valkey, HOST)
     assert {task for task, _, _ in sent} == {"greenroom.spawn"}
@@ -100,8 +100,8 @@ async def test_a_spawn_command_carries_an_agents_id_and_an_expiry_and_nothing_el
 
 
 async def test_twenty_refills_at_once_start_no_agent_too_many(house: House, valkey: Valkey) -> None:
-    host_is_seen(valkey, "h1")
-    host_is_seen(valkey, "h2")
+    host_is_seen(valkey, "h1", cores=4)
+    host_is_seen(valkey, "h2", cores=4)
     await asyncio.gather(*(supply.refill(house) for _ in range(20)))
     assert sum(slots(valkey).values()) == 6
     assert sum((await house.commands.queue_lengths(["h1", "h2"])).values()) == 6
@@ -109,16 +109,16 @@ async def test_twenty_refills_at_once_start_no_agent_too_many(house: House, valk
 
 async def test_refill_counts_who_waits_and_who_is_starting(house: House, valkey: Valkey) -> None:
     host_is_seen(valkey, cores=8)
-    for number in range(4):
+    for number in range(2):
         await arrives(house, number)
-    assert await supply.refill(house) == 4 + 3
+    assert await supply.refill(house) == 2 + 3
     assert await supply.refill(house) == 0
 
 
-async def test_a_host_starts_two_agents_a_core_at_a_time_and_never_more_than_it_holds(
+async def test_a_host_starts_one_agent_a_core_at_a_time_and_never_more_than_it_holds(
     house: House, valkey: Valkey
 ) -> None:
-    host_is_seen(valkey, capacity=5, cores=1)
+    host_is_seen(valkey, capacity=5, cores=2)
     for number in range(10):
         await arrives(house, number)
     started = []
@@ -274,7 +274,7 @@ async def test_an_agent_that_dies_in_a_call_is_followed_by_the_next(
         await agent(house, "b")
     await house.run(x.agent_exited(lost, exit_code=-9))
     if not has_next:
-        host_is_seen(valkey)
+        host_is_seen(valkey, cores=4)
         assert await supply.refill(house) == 4  # the three that are wanted warm, and one for who waits
         _, assignment = await agent(house, "b")
         assert assignment == Assignment(session_id=session_id(0), generation=2)

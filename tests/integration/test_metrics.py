@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as read_openmetrics
@@ -67,7 +68,7 @@ async def test_the_gauges_are_those_of_the_whole_fleet(api: RunningApi, valkey: 
     await api.started()  # assigned
     await api.started()  # waiting
     valkey.client.zincrby(keys.SESSION_WAITING, -7_000_000, valkey.client.zrange(keys.SESSION_WAITING, 0, 0)[0])
-    await api.house.run(x.reserve_spawns("h2", capacity=6, target=3, most=2, base="starting"))
+    await api.house.run(x.reserve_spawns(target=3, most=2, base="starting"))
     seen = await scrape(api)
     assert {state: seen.value("sessions", state=state) for state in ("waiting", "assigned", "live")} == {
         "waiting": 1,
@@ -140,8 +141,9 @@ async def test_a_lost_agent_is_a_failover_and_its_silence_is_measured(api: Runni
 
 
 async def test_agents_that_are_ordered_arrive_or_fail(api: RunningApi, valkey: Valkey) -> None:
-    ids = await api.house.run(x.reserve_spawns("h", capacity=9, target=9, most=4, base="n"))
-    arrived, refused, exited, late = (Agent(id=name, nonce=name, host_id="h") for name in ids)
+    host_is_seen(valkey, "h", cores=4)
+    reserved = await api.house.run(x.reserve_spawns(target=9, most=4, base="n"))
+    arrived, refused, exited, late = (replace(agent, nonce=agent.id) for agent in reserved.agents)
     await api.house.run(x.agent_arrives(arrived))
     await api.house.run(x.agent_exited(refused, exit_code=None))
     await api.house.run(x.agent_exited(exited, exit_code=1))

@@ -29,7 +29,7 @@ async def test_stats_add_up_what_every_host_has(api: RunningApi, valkey: Valkey)
     leaving, _, _ = await api.live("leaving")
     await api.end(leaving)
     await api.house.run(x.agent_arrives(Agent(id="warm", nonce="n", host_id="h2")))
-    await api.house.run(x.reserve_spawns("h2", capacity=6, target=3, most=2, base="starting"))
+    await api.house.run(x.reserve_spawns(target=3, most=2, base="starting"))
     stats = (await api.get("/stats")).body
     assert stats["sessions"] == {"waiting": 0, "assigned": 1, "live": 1, "endedToday": 1}
     assert stats["agents"] == {"starting": 2, "warm": 1, "busy": 2, "stopping": 1}

@@ -1,48 +1,39 @@
-"""Which host starts how many agents."""
+"""Which host gives a caller its agent, and which one starts the next."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backend.orchestrator.placement import Vacancy, spread
+from backend.orchestrator.placement import Occupancy, load, room
 
-vacancies = st.lists(
-    st.builds(Vacancy, host_id=st.sampled_from("abcdefgh"), free=st.integers(0, 20), at_once=st.integers(0, 8)),
-    unique_by=lambda vacancy: vacancy.host_id,
-    max_size=8,
+
+def test_the_load_is_the_share_of_slots_that_are_in_calls() -> None:
+    assert load(Occupancy(capacity=10, cores=2, slots=7, starting=1, warm=2)) == pytest.approx(0.4)
+
+
+def test_a_host_without_a_warm_agent_gives_none() -> None:
+    assert load(Occupancy(capacity=10, cores=2, slots=3, starting=3)) is None
+
+
+def test_a_host_of_unknown_capacity_is_fuller_with_one_call_than_any_other() -> None:
+    unknown = load(Occupancy(capacity=0, cores=0, slots=2, warm=1))
+    full = load(Occupancy(capacity=50, cores=2, slots=50, warm=1))
+    assert unknown is not None
+    assert full is not None
+    assert unknown > full
+
+
+@pytest.mark.parametrize(
+    ("slots", "starting", "free"), [(0, 0, 5), (4, 1, 1), (5, 0, None), (6, 0, None), (2, 2, None), (3, 3, None)]
 )
+def test_a_host_starts_one_agent_a_core_and_holds_no_more_than_it_may(
+    slots: int, starting: int, free: int | None
+) -> None:
+    assert room(Occupancy(capacity=5, cores=2, slots=slots, starting=starting)) == free
 
 
-def test_equal_hosts_get_equal_shares() -> None:
-    hosts = [Vacancy(host_id=name, free=10, at_once=4) for name in "abc"]
-    assert spread(6, hosts) == {"a": 2, "b": 2, "c": 2}
-
-
-def test_the_host_with_more_room_gets_more() -> None:
-    hosts = [Vacancy(host_id="full", free=1, at_once=4), Vacancy(host_id="empty", free=10, at_once=4)]
-    assert spread(3, hosts) == {"empty": 3}
-
-
-def test_a_host_that_starts_enough_already_is_passed_over() -> None:
-    hosts = [Vacancy(host_id="busy", free=50, at_once=0), Vacancy(host_id="idle", free=2, at_once=4)]
-    assert spread(5, hosts) == {"idle": 2}
-
-
-def test_nobody_wanted_and_no_host_is_nothing() -> None:
-    assert spread(0, [Vacancy(host_id="a", free=1, at_once=1)]) == spread(5, []) == {}
-
-
-@given(wanted=st.integers(0, 60), hosts=vacancies)
-def test_as_many_as_are_wanted_are_placed_where_there_is_room_and_no_more(wanted: int, hosts: list[Vacancy]) -> None:
-    shares = spread(wanted, hosts)
-    most = {host.host_id: min(host.free, host.at_once) for host in hosts}
-    assert all(0 < number <= most[host_id] for host_id, number in shares.items())
-    assert sum(shares.values()) == min(wanted, sum(most.values()))
-
-
-@given(wanted=st.integers(0, 60), hosts=vacancies)
-def test_no_host_ends_up_much_fuller_than_another_that_could_take_one(wanted: int, hosts: list[Vacancy]) -> None:
-    shares = spread(wanted, hosts)
-    left = {host.host_id: host.free - shares.get(host.host_id, 0) for host in hosts}
-    could = [host.host_id for host in hosts if shares.get(host.host_id, 0) < min(host.free, host.at_once)]
-    for given_to in shares:
-        assert all(left[given_to] >= left[other] - 1 for other in could)
+@given(st.integers(0, 50), st.integers(0, 8), st.integers(0, 60), st.integers(0, 9))
+def test_where_there_is_room_another_start_fits(capacity: int, cores: int, slots: int, starting: int) -> None:
+    free = room(Occupancy(capacity=capacity, cores=cores, slots=slots, starting=starting))
+    assert (free is not None) == (slots + 1 <= capacity and starting + 1 <= cores)
+    assert free is None or free >= 1

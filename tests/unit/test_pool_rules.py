@@ -1,40 +1,27 @@
-"""How many agents are wanted, and what who is refused is told."""
+"""Between what the pool's size may be, and what who is refused is told."""
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from backend.orchestrator import pool
 from backend.orchestrator.errors import FullError, UnavailableError
 
-number = st.integers(0, 1_000)
-
 
 @pytest.mark.parametrize(
-    ("target", "waiting", "warm", "starting", "missing"),
-    [(3, 0, 0, 0, 3), (3, 0, 3, 0, 0), (3, 0, 1, 2, 0), (3, 5, 0, 4, 4), (0, 2, 0, 0, 2), (3, 0, 9, 0, 0)],
+    ("size", "largest", "hosts", "capacity", "bounds"),
+    [
+        (3, 16, 0, 0, (0, 0)),
+        (3, 16, 1, 50, (3, 16)),
+        (3, 16, 4, 200, (12, 64)),
+        (3, 16, 1, 10, (3, 10)),  # no more than the fleet holds
+        (3, 3, 2, 100, (6, 6)),  # a fixed pool
+        (20, 16, 1, 50, (20, 20)),  # the size wins
+        (3, 16, 1, 2, (3, 3)),  # as before there was a largest
+    ],
 )
-def test_an_agent_is_missing_for_each_who_waits_and_each_that_is_wanted_warm(
-    target: int, waiting: int, warm: int, starting: int, missing: int
+def test_the_pool_grows_with_the_hosts_between_its_bounds(
+    size: int, largest: int, hosts: int, capacity: int, bounds: tuple[int, int]
 ) -> None:
-    assert pool.missing(target=target, waiting=waiting, warm=warm, starting=starting) == missing
-
-
-@given(target=number, waiting=number, warm=number, starting=number)
-def test_what_is_started_is_never_more_than_is_missing(target: int, waiting: int, warm: int, starting: int) -> None:
-    missing = pool.missing(target=target, waiting=waiting, warm=warm, starting=starting)
-    assert missing >= 0
-    assert warm + starting + missing >= target + waiting
-    assert pool.missing(target=target, waiting=waiting, warm=warm, starting=starting + missing) == 0
-
-
-@pytest.mark.parametrize(("cores", "starting", "at_once"), [(1, 0, 2), (2, 0, 4), (2, 3, 1), (2, 4, 0), (2, 9, 0)])
-def test_two_agents_start_on_a_core_at_once(cores: int, starting: int, at_once: int) -> None:
-    assert pool.at_once(cores, starting) == at_once
-
-
-def test_the_pool_grows_with_the_hosts() -> None:
-    assert [pool.wanted_warm(3, hosts) for hosts in (0, 1, 4)] == [0, 3, 12]
+    assert pool.bounds(size=size, largest=largest, hosts=hosts, capacity=capacity) == bounds
 
 
 def test_those_who_were_refused_together_do_not_come_back_together() -> None:

@@ -7,8 +7,12 @@ local clock = redis.call('TIME')
 local now_us = clock[1] * 1000000 + clock[2]
 local now = math.floor(now_us / 1000) -- Redis is the only clock; frozen while a script runs
 
-local WARM = PREFIX .. 'pool:ready'         -- zset agent -> last heartbeat: the freshest is claimed
+local WARM = PREFIX .. 'pool:ready'         -- zset agent -> last heartbeat: every warm agent
 local STARTING = PREFIX .. 'pool:starting'  -- set of agents that are forked or about to be
+local OFFERS = PREFIX .. 'pool:offers'      -- zset host with warm agents -> its load: the lowest is claimed from
+local PLACES = PREFIX .. 'pool:places'      -- zset host that may start an agent now -> free slots: the most starts
+local DEMAND = PREFIX .. 'pool:demand'      -- hash: how many callers come, and how long a start takes
+local HOSTS = PREFIX .. 'hosts'             -- zset host -> when its launcher was last heard
 local LINE = PREFIX .. 'session:waiting'    -- zset session -> ticket: the lowest is served
 local OPEN = PREFIX .. 'session:open'       -- zset session -> created: every session not ended
 local DEADLINES = PREFIX .. 'deadlines'     -- zset "<kind>:<id>" -> ms: all that can expire
@@ -21,8 +25,10 @@ local COUNTS = PREFIX .. 'fleet:counts'     -- hash: what was counted, see _numb
 local function session_key(id) return PREFIX .. 'session:' .. id end
 local function agent_key(id) return PREFIX .. 'agent:' .. id end
 local function inbox_key(id) return PREFIX .. 'agent:' .. id .. ':inbox' end
+local function host_record(id) return PREFIX .. 'host:' .. id end
 local function host_key(id) return PREFIX .. 'host:' .. id .. ':agents' end
-local function host_record_key(id) return PREFIX .. 'host:' .. id end
+local function starting_key(host_id) return PREFIX .. 'host:' .. host_id .. ':starting' end
+local function warm_key(host_id) return PREFIX .. 'host:' .. host_id .. ':warm' end
 local function user_key(id) return PREFIX .. 'user:' .. id .. ':sessions' end
 local function pid_key(session_id) return PREFIX .. 'agent:' .. session_id .. ':pid' end
 

@@ -16,7 +16,7 @@ end
 local function assign(session_id, agent_id, how)
   local session, generation = session_key(session_id), get(session_key(session_id), 'generation')
   redis.call('ZREM', LINE, session_id)
-  redis.call('ZREM', WARM, agent_id)
+  leave_pool(agent_id)
   not_due('waiting', session_id)
   redis.call('HSET', session, 'state', 'assigned', 'agent_id', agent_id, 'assigned_at_ms', now)
   redis.call('HSET', agent_key(agent_id), 'state', 'claimed',
@@ -28,8 +28,7 @@ end
 
 -- Take an agent out of service. Its slot stays taken until it has exited or the kill ladder is over.
 local function retire(agent_id)
-  redis.call('ZREM', WARM, agent_id)
-  redis.call('SREM', STARTING, agent_id)
+  leave_pool(agent_id)
   not_due('agent', agent_id)
   not_due('claim', agent_id)
   redis.call('HDEL', agent_key(agent_id), 'room_token')
@@ -40,23 +39,28 @@ end
 -- Free the slot of an agent that is no more. The record stays a while, so that late reports find it.
 local function forget_agent(agent_id)
   local agent = agent_key(agent_id)
-  redis.call('SREM', host_key(get(agent, 'host_id')), agent_id)
+  local host_id = get(agent, 'host_id')
+  redis.call('SREM', host_key(host_id), agent_id)
+  weigh(host_id)
   redis.call('DEL', inbox_key(agent_id))
   redis.call('HSET', agent, 'state', 'gone')
   redis.call('PEXPIRE', agent, LIMITS.tombstone_ttl)
 end
 
--- The freshest warm agent whose own room, if it has one, lives long enough for a caller to come.
+-- Tell a warm agent that nobody needs it.
+local function let_go(agent_id)
+  retire(agent_id)
+  tell(agent_id, 'end', '', '')
+end
+
+-- The best warm agent whose own room, if it has one, lives long enough for a caller to come. It is assigned next.
 local function take_warm()
   while true do
-    local agent_id = redis.call('ZPOPMAX', WARM)[1]
+    local agent_id = next_warm()
     if not agent_id then return nil end
     local record = redis.call('HMGET', agent_key(agent_id), 'state', 'room_until_ms')
     if record[1] == 'warm' and (tonumber(record[2]) or math.huge) > now then return agent_id end
-    if record[1] then
-      retire(agent_id)
-      tell(agent_id, 'end', '', '')
-    end
+    if record[1] then let_go(agent_id) else redis.call('ZREM', WARM, agent_id) end
   end
 end
 

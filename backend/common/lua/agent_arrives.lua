@@ -18,10 +18,14 @@ if state and nonce and nonce ~= ARGV[2] then return {'stale'} end
 if state == 'stopping' or state == 'gone' then return {'stale'} end
 if state == 'claimed' or state == 'busy' then return {'assigned', record[3], tonumber(record[4])} end
 
-if redis.call('SREM', STARTING, ARGV[1]) == 1 then observe_since('spawn', record[5]) end
+if redis.call('SREM', STARTING, ARGV[1]) == 1 then
+  observe_since('spawn', record[5])
+  if record[5] then note_start(now - record[5]) end
+end
+redis.call('SREM', starting_key(ARGV[3]), ARGV[1])
 redis.call('SADD', host_key(ARGV[3]), ARGV[1])
 redis.call('HSET', KEYS[1], 'state', 'warm', 'nonce', ARGV[2], 'host_id', ARGV[3], 'session_id', '',
-  'generation', '', 'pid', ARGV[7], 'room', ARGV[4], 'room_token', ARGV[5],
+  'generation', '', 'pid', ARGV[7], 'warm_at_ms', now, 'room', ARGV[4], 'room_token', ARGV[5],
   'room_until_ms', ARGV[6] == '' and '' or now + ARGV[6])
 redis.call('PEXPIRE', KEYS[1], LIMITS.record_ttl)
 due('agent', ARGV[1], now + LIMITS.lease)
@@ -29,6 +33,8 @@ due('agent', ARGV[1], now + LIMITS.lease)
 local oldest = redis.call('ZRANGE', LINE, 0, 0)[1]
 if not oldest then
   redis.call('ZADD', WARM, now, ARGV[1])
+  redis.call('ZADD', warm_key(ARGV[3]), now, ARGV[1])
+  weigh(ARGV[3])
   return {'warm'}
 end
 assign(oldest, ARGV[1], 'line')

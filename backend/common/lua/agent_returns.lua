@@ -50,8 +50,7 @@ if began then redis.call('SADD', LIVE, ARGV[4]) end
 redis.call('SADD', user_key(get(KEYS[2], 'user_id')), ARGV[4])
 if record[4] then remember_start(record[4], get(KEYS[2], 'start_body'), ARGV[4]) end
 redis.call('ZREM', LINE, ARGV[4])
-redis.call('ZREM', WARM, ARGV[1])
-redis.call('SREM', STARTING, ARGV[1])
+leave_pool(ARGV[1])
 not_due('waiting', ARGV[4])
 not_due('claim', ARGV[1])
 redis.call('HSET', KEYS[1], 'state', 'busy', 'session_id', ARGV[4], 'generation', ARGV[5])

@@ -19,7 +19,7 @@ local function answer(word, ...)
   return {word, ...}
 end
 
-local record = redis.call('HMGET', KEYS[1], 'state', 'nonce', 'session_id', 'generation')
+local record = redis.call('HMGET', KEYS[1], 'state', 'nonce', 'session_id', 'generation', 'host_id', 'warm_at_ms')
 local state = record[1]
 if not state or not record[2] then return answer('unknown') end
 if record[2] ~= ARGV[2] or state == 'stopping' or state == 'gone' then return answer('stop') end
@@ -27,7 +27,9 @@ if record[2] ~= ARGV[2] or state == 'stopping' or state == 'gone' then return an
 due('agent', ARGV[1], now + LIMITS.lease)
 redis.call('PEXPIRE', KEYS[1], LIMITS.record_ttl)
 if state == 'warm' and ARGV[3] == '' then
+  local is_offered = redis.call('ZSCORE', WARM, ARGV[1]) -- not where its host drains
   redis.call('ZADD', WARM, 'XX', now, ARGV[1])
+  if is_offered and redis.call('ZADD', warm_key(record[5]), 'NX', record[6], ARGV[1]) == 1 then weigh(record[5]) end
   return answer('keep', -1)
 end
 if ARGV[3] == '' then return answer('assigned', record[3], tonumber(record[4])) end

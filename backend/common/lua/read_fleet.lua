@@ -19,6 +19,6 @@ local hosts = redis.call('ZRANGE', KEYS[1], 0, -1, 'WITHSCORES')
 for place = 1, #hosts, 2 do
   local id = hosts[place]
   fleet[#fleet + 1] = {id, tonumber(hosts[place + 1]), redis.call('SCARD', host_key(id)),
-    redis.call('HGETALL', host_record_key(id))}
+    redis.call('HGETALL', host_record(id))}
 end
 return fleet

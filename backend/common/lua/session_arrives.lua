@@ -32,7 +32,7 @@ if oldest[2] and now_us - oldest[2] > LIMITS.line_age * 1000 then return refuse(
 -- Strictly rising, also when Redis' host sets its clock back: order is kept by this alone.
 local last = redis.call('ZRANGE', LINE, -1, -1, 'WITHSCORES')[2]
 local ticket = math.max(now_us, (tonumber(last) or 0) + 1)
-
+note_arrival()
 -- Warm agents and a waiting line never exist at once, so nobody is overtaken here.
 local agent_id, id, token = take_warm(), ARGV[1], ARGV[3]
 local room = agent_id and get(agent_key(agent_id), 'room') or ''
