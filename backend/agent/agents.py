@@ -10,6 +10,7 @@ from loguru import logger
 
 from backend.agent import image, process
 from backend.agent.host_record import AgentRecord, ExitReport, HostRecord, must_end
+from backend.agent.memory import Memory
 from backend.agent.process import AgentProcess, State
 from backend.common.contract import Agent, AgentState
 from backend.common.settings import LauncherSettings
@@ -38,6 +39,7 @@ class Agents:
 
     def __init__(self, settings: LauncherSettings, host: HostRecord, selector: selectors.BaseSelector) -> None:
         self._settings, self._host, self._selector = settings, host, selector
+        self._memory = Memory()
         self._living: dict[str, AgentProcess] = {}
         self._ended: OrderedDict[str, Agent] = OrderedDict()
         self._states: Mapping[str, State] = {}
@@ -121,6 +123,8 @@ class Agents:
             if must_end(record, child.agent.nonce):
                 self._end(child, f"its record says {record.state}")
         if answer is not None:
+            pids = {child.agent.pid: self._state_of(child) for child in self._living.values()}
+            self._host.memory = self._memory.look(pids)
             self._host.publish(agents=len(agents), is_open=is_open)
 
     def press(self, now: float) -> None:

@@ -72,6 +72,8 @@ class HostRecord:
     def __init__(self, settings: LauncherSettings, *, nonce: str) -> None:
         """``nonce`` names this launcher."""
         self.waiting: deque[ExitReport] = deque()
+        self.memory: dict[str, int] = {}
+        """What the host's agents use of it, see memory.py."""
         self._settings, self._nonce = settings, nonce
         self._key = keys.host(settings.host_id)
         self._limits = Limits.waiting_at_most(settings.bot_startup_timeout_seconds)
@@ -134,6 +136,7 @@ class HostRecord:
             "nonce": self._nonce,
             "agents": agents,
             "last_error": self._last_error,
+            **self.memory,
         }
         call = host_reports(self._settings.host_id, fields, is_open=is_open)
         self._ask(lambda: self._exchange.run_sync(self._client, call))

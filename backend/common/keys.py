@@ -70,7 +70,7 @@ TABLE = (
     Key(
         pattern="host:{id}",
         type="hash",
-        meaning="capacity, boot id, nonce, counts, seen",
+        meaning="capacity, boot id, nonce, counts, memory, seen",
         ttl="15 seconds, renewed by the launcher",
     ),
     Key(

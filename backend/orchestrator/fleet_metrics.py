@@ -211,15 +211,17 @@ def _hosts(fleet: Fleet) -> Iterator[Metric]:
     capacity = GaugeMetricFamily("greenroom_host_capacity", "agents that the host may hold", labels=["host"])
     slots = GaugeMetricFamily("greenroom_host_agents", "its agents in any state", labels=["host"])
     memory = GaugeMetricFamily(
-        "greenroom_agents_memory_bytes", "memory of its agents, shared pages by share (PSS)", labels=["host", "state"]
+        "greenroom_host_memory_bytes",
+        "memory of its launcher and agents, shared pages by their share (PSS)",
+        labels=["host", "state"],
     )
-    measured = GaugeMetricFamily("greenroom_agents_measured", "agents in that figure", labels=["host", "state"])
+    measured = GaugeMetricFamily("greenroom_host_measured", "processes in that figure", labels=["host", "state"])
     for host in fleet.hosts:
         seen.add_metric([host.id], fleet.age(host.seen_ms))
         slots.add_metric([host.id], host.slots)
         if host.record:
             capacity.add_metric([host.id], int(host.record.get("capacity") or 0))
-        for state in ("warm", "busy"):
+        for state in ("warm", "busy", "launcher"):
             if f"{state}_measured" in host.record:
                 memory.add_metric([host.id, state], int(host.record[f"{state}_memory_bytes"]))
                 measured.add_metric([host.id, state], int(host.record[f"{state}_measured"]))
