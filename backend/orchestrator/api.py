@@ -233,15 +233,17 @@ def main() -> None:
         logger.warning("PYTHON_SCRIPT_PATH is ignored: agents are forked from the launcher, no script is started")
     if not settings.api_keys:
         logger.warning("API_KEYS is not set: anyone on this machine may start calls, and nobody else can reach the API")
+    app = create_app(settings)
     config = uvicorn.Config(
-        create_app(settings),
+        app,
         log_config=None,
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=GRACEFUL_SECONDS,
     )
     with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again once all is closed
-        stalls.run(uvicorn.Server(config).serve(sockets=[bind(settings)]))
+        server = uvicorn.Server(config)
+        stalls.run(server.serve(sockets=[bind(settings)]), on_lag=app.state.metrics.lag.observe)
 
 
 def bind(settings: ApiSettings) -> socket.socket:

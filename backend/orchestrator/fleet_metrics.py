@@ -69,7 +69,7 @@ COUNTERS = (
     Counter(
         name="greenroom_sessions_started",
         meaning="sessions admitted, by what they got at once",
-        labels=("status",),
+        labels=("outcome",),
         fields=_of("started", "assigned", "waiting"),
     ),
     Counter(
@@ -162,7 +162,7 @@ HISTOGRAMS = (
 
 def collect(look: Look) -> Iterator[Metric]:
     """Make the metrics of one scrape. What could not be read is absent: a 0 would be a lie."""
-    up = GaugeMetricFamily("greenroom_up", "whether it answered this scrape in time", labels=["component"])
+    up = GaugeMetricFamily("greenroom_up", "whether the component answered this scrape in time", labels=["component"])
     up.add_metric(["redis"], look.fleet is not None)
     up.add_metric(["broker"], look.queues is not None)
     yield up
@@ -193,10 +193,16 @@ def _gauges(fleet: Fleet, look: Look) -> Iterator[Metric]:
     plain = {
         "pool_target": ("warm agents wanted", look.pool_target),
         "hosts": ("hosts heard in the last 10 s", len(hosts)),
-        "capacity": ("agents that those hosts may hold", sum(int(host.record.get("capacity") or 0) for host in hosts)),
+        "capacity": (
+            "agents that the hosts heard in the last 10 s may hold",
+            sum(int(host.record.get("capacity") or 0) for host in hosts),
+        ),
         "waiting_oldest_seconds": ("how long the head of the line has waited", fleet.age(fleet.oldest_waiting_ms)),
         "unsettled": ("ended sessions that are not accounted for", fleet.unsettled),
-        "unsettled_oldest_seconds": ("how long ago the oldest of them ended", fleet.age(fleet.oldest_unsettled_ms)),
+        "unsettled_oldest_seconds": (
+            "how long ago the oldest session that is not accounted for ended",
+            fleet.age(fleet.oldest_unsettled_ms),
+        ),
         "redis_seconds": ("how long Redis took to answer this scrape", look.redis_seconds),
         "redis_memory_bytes": ("what Redis holds", look.redis_memory_bytes),
     }
@@ -207,15 +213,17 @@ def _gauges(fleet: Fleet, look: Look) -> Iterator[Metric]:
 
 
 def _hosts(fleet: Fleet) -> Iterator[Metric]:
-    seen = GaugeMetricFamily("greenroom_host_seen_seconds", "since the launcher was last heard", labels=["host"])
+    seen = GaugeMetricFamily("greenroom_host_seen_seconds", "since the host's launcher was last heard", labels=["host"])
     capacity = GaugeMetricFamily("greenroom_host_capacity", "agents that the host may hold", labels=["host"])
-    slots = GaugeMetricFamily("greenroom_host_agents", "its agents in any state", labels=["host"])
+    slots = GaugeMetricFamily("greenroom_host_agents", "agents of the host, in any state", labels=["host"])
     memory = GaugeMetricFamily(
         "greenroom_host_memory_bytes",
-        "memory of its launcher and agents, shared pages by their share (PSS)",
+        "memory of the host's launcher and agents, shared pages by their share (PSS)",
         labels=["host", "state"],
     )
-    measured = GaugeMetricFamily("greenroom_host_measured", "processes in that figure", labels=["host", "state"])
+    measured = GaugeMetricFamily(
+        "greenroom_host_measured", "processes in greenroom_host_memory_bytes", labels=["host", "state"]
+    )
     for host in fleet.hosts:
         seen.add_metric([host.id], fleet.age(host.seen_ms))
         slots.add_metric([host.id], host.slots)
@@ -230,7 +238,9 @@ def _hosts(fleet: Fleet) -> Iterator[Metric]:
 
 def _queues(queues: Mapping[str, QueueState]) -> Iterator[Metric]:
     length = GaugeMetricFamily("greenroom_queue_length", "commands that lie in the queue", labels=["queue"])
-    oldest = GaugeMetricFamily("greenroom_queue_oldest_seconds", "how long ago the oldest was sent", labels=["queue"])
+    oldest = GaugeMetricFamily(
+        "greenroom_queue_oldest_seconds", "how long ago the oldest command of the queue was sent", labels=["queue"]
+    )
     for name, state in queues.items():
         length.add_metric([name], state.length)
         oldest.add_metric([name], state.oldest_seconds)

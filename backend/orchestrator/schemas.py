@@ -47,7 +47,7 @@ EXAMPLE_STATS = {
 
 
 EXAMPLE_METRICS = """\
-# HELP greenroom_up whether it answered this scrape in time
+# HELP greenroom_up whether the component answered this scrape in time
 # TYPE greenroom_up gauge
 greenroom_up{component="redis"} 1.0
 greenroom_up{component="broker"} 1.0

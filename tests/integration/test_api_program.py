@@ -13,6 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.livekit_server import LiveKitServer
 from tests.valkey_server import Valkey, free_port
@@ -153,3 +154,17 @@ def test_its_log_shows_sessions_and_no_words_of_theirs(run: Run) -> None:
     assert prompt not in log
     assert started["token"] not in log
     assert "eyJ" not in log
+
+
+def test_its_metrics_tell_how_long_its_loop_heeded_nothing_else(run: Run) -> None:
+    port = free_port()
+    run(PORT=str(port))
+    wait_until(lambda: ask(port), timeout=START_SECONDS, what="the API serves")
+
+    def seconds_watched() -> float:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+            text = answer.read().decode()
+        samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+        return next(sample.value for sample in samples if sample.name == "greenroom_api_loop_lag_seconds_count")
+
+    wait_until(lambda: seconds_watched() >= 1, what="a second of the loop was watched")
