@@ -31,10 +31,11 @@ from pipecat.workers.runner import WorkerRunner
 from backend.agent.briefing import Turn
 from backend.agent.room import JoinedTransport
 from backend.agent.voices import GoodbyeFrame, Voice
+from backend.agent.voices.shared import Socket
 from backend.agent.witness import Witness
 
 SETUP_SECONDS = 4.0
-"""A vendor that does not connect holds the greeting back for so long; its socket gives up after 3."""
+"""A part that does not get ready holds the greeting back for so long; a vendor's socket holds nothing back."""
 TURN_STOP_SECONDS = 3.0
 """How long a finished turn waits for its transcript."""
 SMART_TURN_SECONDS = 1.2
@@ -176,10 +177,13 @@ class VoicePipeline:
 
     async def _on_error(self, _: object, error: ErrorFrame) -> None:
         # While it starts, no retries: they would be 12 to 24 s of an agent that is deaf or dumb.
-        if error.processor and not (error.processor.is_usable and self.has_started):
+        if error.processor and not (error.processor.is_usable and self._is_past_start(error.processor)):
             self._witness.reactions.part_failed(
                 error.processor, self.has_started and error.processor is not self._voice.speak
             )
+
+    def _is_past_start(self, part: FrameProcessor) -> bool:
+        return self.has_started and (not isinstance(part, Socket) or part.was_connected)
 
     async def _on_timeout(self, *_: object) -> None:
         self._witness.reactions.part_failed(None, False)

@@ -170,6 +170,26 @@ async def test_a_vendor_that_cannot_be_reached_at_the_start_ends_the_call(
         assert await call.reason(within=within) is EndReason.VENDOR_FAILED
 
 
+@pytest.mark.parametrize("vendor", ["stt", "tts"])
+async def test_a_vendor_that_does_not_answer_holds_no_known_opening_line_back(
+    livekit: LiveKitServer, vendors: FakeVendors, tmp_path: Path, vendor: Vendor
+) -> None:
+    chosen = {
+        **wishes(vendors),
+        "opening_line_cache_for": ("inworld",),
+        "opening_line_cache_mb": 1,
+        "run_dir": tmp_path,
+    }
+    async with a_call(livekit, **chosen) as call:
+        await call.caller_is_greeted()
+    vendors.fault(vendor, "hang")
+    async with a_call(livekit, **chosen) as call:
+        caller = await call.caller_joins()
+        await caller.sound()
+        assert not call.bot.done()
+        assert await call.reason(within=12) is EndReason.VENDOR_FAILED
+
+
 async def test_a_voice_without_sound_ends_the_call(livekit: LiveKitServer, vendors: FakeVendors) -> None:
     vendors.fault("tts", "mute")
     async with a_call(livekit, **wishes(vendors)) as call:

@@ -22,8 +22,17 @@ MUTE_AFTER = 1
 """So many utterances without any sound, and the voice is written off; Pipecat would try three."""
 
 
-class InworldVoice(Remembering, Socket, InworldTTSService):
-    """Pipecat's service over our socket, held until it can be heard; knows its opening line, if it may."""
+class InworldSocket(Socket, InworldTTSService):
+    """Pipecat's service over our socket."""
+
+    async def on_turn_context_created(self, context_id: str) -> None:
+        """Announce the utterance, once there is somebody to announce it to."""
+        await self.connected()
+        await super().on_turn_context_created(context_id)
+
+
+class InworldVoice(Remembering, InworldSocket):
+    """The same, held until it can be heard; it knows its opening line, if it may."""
 
 
 def text_to_speech(settings: LauncherSettings, briefing: Briefing) -> Held:

@@ -72,12 +72,42 @@ class Held(TTSService):
 
 
 class Socket(WebsocketService):
-    """Over any service with a websocket: shared TLS, a short wait to connect, no compression of sound."""
+    """Over any service with a websocket: shared TLS, a short wait to connect, no compression of sound.
+
+    It connects while the pipeline starts and does not hold it up: an opening line may need no vendor,
+    and what the caller says meanwhile is kept.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.was_connected = False
+        """Whether it ever was: until then a fault is one of the start."""
+        self._connecting: asyncio.Future[None] | None = None
+
+    async def connected(self) -> None:
+        """Wait until the first attempt is over, whatever came of it."""
+        if self._connecting:
+            await asyncio.wait({self._connecting})
+
+    async def _connect(self) -> None:
+        if self._connecting is None:
+            self._connecting = asyncio.ensure_future(super()._connect())  # type: ignore[no-untyped-call]  # Pipecat's
+        elif self._connecting.done():
+            await super()._connect()  # type: ignore[no-untyped-call]  # Pipecat's
+        else:
+            await self.connected()
+
+    async def _disconnect(self) -> None:
+        if self._connecting:
+            self._connecting.cancel()
+        await super()._disconnect()  # type: ignore[no-untyped-call]  # Pipecat's
 
     async def _websocket_connect(self, uri: str, **options: Any) -> Any:
         if uri.startswith("wss:"):
             options["ssl"] = tls()
-        return await super()._websocket_connect(uri, open_timeout=CONNECT_SECONDS, compression=None, **options)
+        made = await super()._websocket_connect(uri, open_timeout=CONNECT_SECONDS, compression=None, **options)
+        self.was_connected = True
+        return made
 
 
 @cache
