@@ -1,8 +1,8 @@
 """One session, from joining its room to the reason why it ended.
 
-Order: join, confirm, build, then publish and connect the vendors at once, with the opening line
-already on its way; it is heard when the caller's client has subscribed, and then billed time
-begins. Whatever ends a call goes through ``Call._end``; the first time counts.
+Order: join and confirm while the pipeline is built, then publish and connect the vendors at once,
+with the opening line already on its way; it is heard when the caller's client has subscribed, and
+then billed time begins. Whatever ends a call goes through ``Call._end``; the first time counts.
 """
 
 import asyncio
@@ -85,22 +85,30 @@ class Call:
         )
 
     async def _hold(self) -> None:
+        entering = asyncio.ensure_future(self._enter())
+        await asyncio.sleep(0)  # LiveKit, or Redis, is asked before the building takes the loop for 10 to 30 ms
+        voice, transport, pipeline = self._build()
+        if await entering:
+            await self._talk(voice, transport, pipeline)
+
+    async def _enter(self) -> bool:
+        """Join and ask for leave to speak; False: the call ends."""
         self._room.on("disconnected", self._on_disconnected)
         try:
             await self._room.join(self._briefing.livekit_url, self._briefing.room_token)
         except RoomGoneError:
             self._end(EndReason.ROOM_LOST)
-            return
+            return False
         except RoomNotJoinedError as error:
             logger.warning("the room could not be joined", cause=str(error))
             self._end(EndReason.AGENT_LOST, is_ours=False)  # another agent may get in
-            return
-        if await self._link.confirm():
-            await self._talk()
-        else:
+            return False
+        may_speak = await self._link.confirm()
+        if not may_speak:
             self._end(EndReason.AGENT_LOST, is_ours=False)
+        return may_speak
 
-    async def _talk(self) -> None:
+    def _build(self) -> tuple[voices.Voice, JoinedTransport, VoicePipeline]:
         voice = voices.make(self._settings, self._briefing, self._facts())
         transport = JoinedTransport(self._room, self._is_caller)
         witness = Witness(
@@ -116,7 +124,11 @@ class Call:
             ),
         )
         pipeline = VoicePipeline(transport, voice, self._models, witness=witness, history=self._briefing.history)
-        self._pipeline, self._link.progress = pipeline, witness.progress
+        self._link.progress = witness.progress
+        return voice, transport, pipeline
+
+    async def _talk(self, voice: voices.Voice, transport: JoinedTransport, pipeline: VoicePipeline) -> None:
+        self._pipeline = pipeline
         self._is_built.set()
         self._room.on("reconnecting", lambda: transport.silence(True))
         self._room.on("reconnected", lambda: self._start(self._speak_again(transport)))
