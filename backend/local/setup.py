@@ -16,12 +16,21 @@ from backend.local import steps
 
 ROOT = Path(__file__).resolve().parents[2]
 VENV = ROOT / ".venv"
-PYTHON = VENV / "bin" / "python"
+PEER = ROOT / ".run" / "peer"
+"""What the benchmark runs beside has other versions of the same packages, so an environment of its own."""
+PEER_PYTHON = PEER / "bin" / "python"
 PAGE = ROOT / "backend" / "orchestrator" / "page"
 
-RUNTIME, DEVELOPMENT, TOOLS = (ROOT / f"requirements{kind}.lock" for kind in ("", "-dev", "-tools"))
+RUNTIME, DEVELOPMENT, PLOTS, PEERS, TOOLS = (
+    ROOT / f"requirements{kind}.lock" for kind in ("", "-dev", "-plots", "-peer", "-tools")
+)
 
-LOCKS = {"run": (RUNTIME,), "test": (RUNTIME, DEVELOPMENT), "check": (RUNTIME, DEVELOPMENT)}
+LOCKS = {
+    "run": (RUNTIME,),
+    "test": (RUNTIME, DEVELOPMENT),
+    "check": (RUNTIME, DEVELOPMENT),
+    "bench": (RUNTIME, DEVELOPMENT, PLOTS),
+}
 """What each make target needs of the locks."""
 
 OLDEST_NPM = 7
@@ -32,20 +41,23 @@ def main(goal: str) -> None:
     """Prepare for ``make <goal>``."""
     for lock in LOCKS[goal]:
         install(lock.stem, lock.read_text(), about="a minute or two the first time")
+    if goal == "bench":
+        install(PEERS.stem, PEERS.read_text(), about="a minute the first time", environment=PEER)
     if goal != "check":
         install_page()
 
 
-def install(name: str, lock: str, *, about: str) -> None:
-    """Install the packages of a lock, given as text, with pip, which checks every hash."""
-    stamp = VENV / f".installed-{name}"
-    if _is_stamped(stamp, lock) and PYTHON.exists():
+def install(name: str, lock: str, *, about: str, environment: Path | None = None) -> None:
+    """Install the packages of a lock, given as text, with pip, which checks every hash; into .venv unless told."""
+    folder = environment or VENV
+    stamp, python = folder / f".installed-{name}", folder / "bin" / "python"
+    if _is_stamped(stamp, lock) and python.exists():
         return
-    _create_environment()
+    _create_environment(folder)
     stamp.unlink(missing_ok=True)
-    listed = VENV / f"{name}.txt"
+    listed = folder / f"{name}.txt"
     listed.write_text(lock)
-    pip = (PYTHON, "-m", "pip", "install", "--quiet", "--no-input", "--no-deps", "--require-hashes", "-r", listed)
+    pip = (python, "-m", "pip", "install", "--quiet", "--no-input", "--no-deps", "--require-hashes", "-r", listed)
     steps.run(pip, what=f"installing the Python packages of {name}", about=about)
     _stamp(stamp, lock)
 
@@ -74,13 +86,14 @@ def install_page() -> None:
     _stamp(stamp, lock)
 
 
-def _create_environment() -> None:
+def _create_environment(folder: Path) -> None:
     # An interrupted creation leaves a Python without pip.
-    has_pip = (PYTHON, "-m", "pip", "--version")
-    if PYTHON.exists() and subprocess.run(has_pip, check=False, capture_output=True).returncode == 0:
+    python = folder / "bin" / "python"
+    has_pip = (python, "-m", "pip", "--version")
+    if python.exists() and subprocess.run(has_pip, check=False, capture_output=True).returncode == 0:
         return
-    what = f"creating .venv with {sys.executable}"
-    steps.run((sys.executable, "-m", "venv", "--clear", VENV), what=what, about="some seconds")
+    what = f"creating {folder.name} with {sys.executable}"
+    steps.run((sys.executable, "-m", "venv", "--clear", folder), what=what, about="some seconds")
 
 
 def _npm() -> tuple[str | Path, ...]:

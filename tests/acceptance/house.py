@@ -30,8 +30,8 @@ TARGET = {"PREWARM_POOL_SIZE": "2", "LOG_LEVEL": "DEBUG"}
 class House:
     """One run of the product on ports of its own; ``variables`` are added to its environment."""
 
-    def __init__(self, **variables: str) -> None:
-        self.port = free_port()
+    def __init__(self, port: int = 0, /, **variables: str) -> None:
+        self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         # Short: the path of a unix socket may have 107 bytes.
         self.folder = Path(tempfile.mkdtemp(prefix="gr-"))

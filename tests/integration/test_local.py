@@ -258,7 +258,6 @@ def test_failed_installation_is_tried_again_and_a_finished_one_is_not(
     python.write_text(FAKE_PYTHON.format(calls=calls, broken=broken))
     python.chmod(0o755)
     monkeypatch.setattr(setup, "VENV", tmp_path)
-    monkeypatch.setattr(setup, "PYTHON", python)
     broken.touch()
     with pytest.raises(steps.StepFailedError, match="no such package"):
         setup.install("some", "package==1", about="no time")

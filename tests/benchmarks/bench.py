@@ -1,0 +1,151 @@
+"""Greenroom beside its peer, in one run: how long callers wait, and what it costs. A command, not a test.
+
+    python -m tests.benchmarks.bench [--only latency,burst] [--calls 30] [--minutes 3]
+
+One LiveKit server, the same bot (a tone from the first moment) and the same number of warm agents in each system; the
+product's own voice beside them. Raw rows go to .run/bench/, the table and the plots to docs/.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from backend.local import livekit as livekit_server
+from backend.local import steps
+from backend.local.setup import ROOT
+from tests.benchmarks import figures, hung, sections
+from tests.benchmarks.callers import Callers
+from tests.benchmarks.sections import Bench, Row
+from tests.benchmarks.systems import WARM, Greenroom, Peer, System
+from tests.livekit_server import LiveKitServer
+from tests.valkey_server import free_port
+
+RESULTS = ROOT / ".run" / "bench"
+BURSTS = ((8, 3), (50, 1))
+"""Callers at once, and how often."""
+COST_ROUNDS = 2
+SECTIONS = ("memory", "processor", "latency", "burst", "hung", "poisson")
+
+
+def make_systems(livekit: LiveKitServer, port: int, folder: Path) -> list[System]:
+    """All that is compared; LiveKit's webhooks go to the house on ``port``."""
+    tone = {"AGENT_BOT": "tone"}
+    return [
+        Greenroom("in the room", livekit, port, PREWARM_IN_ROOM="true", **tone),
+        Greenroom("parked", livekit, PREWARM_IN_ROOM="false", **tone),
+        Greenroom("in the room, voice", livekit, PREWARM_IN_ROOM="true", AGENT_BOT="voice", VOICE="demo"),
+        Peer("livekit-agents", livekit, folder),
+    ]
+
+
+@contextmanager
+def running() -> Iterator[list[System]]:
+    """One LiveKit server and every system; afterwards no process of them is left."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        port = free_port()
+        livekit = LiveKitServer(folder, webhook_url=f"http://127.0.0.1:{port}/livekit/webhook")
+        stack.callback(livekit.kill)
+        livekit.start()
+        systems = make_systems(livekit, port, folder)
+        for system in systems:
+            say(f"starting {system.name}")
+            stack.callback(system.stop)
+            system.start()
+        yield systems
+
+
+async def measure(systems: list[System], options: argparse.Namespace) -> dict[str, list[Row]]:
+    """Run the sections that were asked for."""
+    rows: dict[str, list[Row]] = {}
+    async with Callers() as callers:
+        bench = Bench(systems=systems, callers=callers, say=say)
+        for system in systems:  # the first call of each is not like the others
+            await sections.burst(Bench(systems=[system], callers=callers, say=say), 1, 1)
+        ways: dict[str, Callable[[], Awaitable[list[Row]]]] = {
+            "memory": lambda: sections.memory(bench),
+            "processor": lambda: sections.processor(bench, COST_ROUNDS),
+            "latency": lambda: sections.latency(bench, options.calls),
+            **{f"burst {size}": partial(sections.burst, bench, size, rounds) for size, rounds in BURSTS},
+            "hung": lambda: hung.hung(bench),
+            "poisson": lambda: sections.poisson(bench, options.minutes),
+        }
+        for name, measure_it in ways.items():
+            if name.split()[0] in options.only:
+                rows[name] = await measure_it()
+    return rows
+
+
+def about(options: argparse.Namespace) -> dict[str, Any]:
+    """What, when and on what machine; no names of it."""
+    return {
+        "command": f"make bench ARGS='--calls {options.calls} --minutes {options.minutes:g}'",
+        "date": f"{datetime.now(UTC):%Y-%m-%d}",
+        "cores": os.cpu_count(),
+        "memory_gb": round(psutil.virtual_memory().total / 1e9),
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        "livekit_server": livekit_server.VERSION,
+        "livekit": version("livekit"),
+        "warm": WARM,
+    }
+
+
+def say(line: str) -> None:
+    """Show what is being done, on one line of a terminal."""
+    end = "\033[K\r" if sys.stderr.isatty() else "\n"
+    print(f"{time.strftime('%H:%M:%S')} {line}", end=end, file=sys.stderr, flush=True)  # noqa: T201  # its face
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default=",".join(SECTIONS), help=f"of {','.join(SECTIONS)}")
+    parser.add_argument("--calls", type=int, default=30, help="of each system, one after the other")
+    parser.add_argument("--minutes", type=float, default=3, help="of callers who come as they like")
+    parser.add_argument("--draw", type=Path, help="only draw these results again")
+    parser.add_argument("--no-docs", action="store_true", help="leave docs/ as it is")
+    options = parser.parse_args()
+    options.only = options.only.split(",")
+    if unknown := set(options.only) - set(SECTIONS):
+        parser.error(f"no such section: {', '.join(sorted(unknown))}")
+    return options
+
+
+def main() -> None:
+    """Measure, keep the raw rows, write the page."""
+    options = parse()
+    if options.draw:
+        results = json.loads(options.draw.read_text())
+    else:
+        with running() as systems:
+            results = {"about": about(options), "rows": asyncio.run(measure(systems, options))}
+        RESULTS.mkdir(parents=True, exist_ok=True)
+        path = RESULTS / f"{datetime.now(UTC):%Y%m%d-%H%M%S}.json"
+        path.write_text(json.dumps(results, indent=1))
+        say(f"raw results: {path}\n")
+    print(figures.tables(results))  # noqa: T201  # its face
+    if not options.no_docs:
+        figures.write(results)
+
+
+if __name__ == "__main__":
+    steps.stop_on_sigterm()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)
