@@ -36,11 +36,10 @@ format: ## Format the code and mend what ruff can mend
 	@.venv/bin/ruff check --fix --quiet
 	@.venv/bin/ruff format
 
-bench: ## Measure how long a caller waits for a greeting
-	@exec $(SETUP) -m backend.local.setup test
+bench: ## Measure Greenroom beside livekit-agents, in one run; ARGS="..." for parts of it
+	@exec $(SETUP) -m backend.local.setup bench
 	@exec .venv/bin/python -m backend.local.livekit
-	@.venv/bin/python -m tests.benchmarks.greeting --bot voice $(ARGS)
-	@.venv/bin/python -m tests.benchmarks.greeting --bot tone $(ARGS)
+	@exec .venv/bin/python -m tests.benchmarks.bench $(ARGS)
 
 mutants: ## Break each Redis operation on purpose and see that a test notices
 	@exec $(SETUP) -m backend.local.setup test

@@ -53,6 +53,12 @@ class LiveKitServer:
             self._process.kill()
             self._process.wait()
 
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        assert self._process, "not started"
+        return self._process.pid
+
     def token(self, room: str, identity: str, *, is_agent: bool = False) -> str:
         """For one participant of one room."""
         grants = api.VideoGrants(room_join=True, room=room, can_update_own_metadata=True)

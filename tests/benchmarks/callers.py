@@ -27,12 +27,16 @@ class Placed:
     heard: "asyncio.Future[dict[str, Any] | None]"
     over: "asyncio.Future[dict[str, Any] | None]"
     why_lost: str = ""
+    gaps: list[dict[str, float]] = field(default_factory=list)
+    """When the sound was back (``at``), how much was ``missing``, and how long it was ``away`` by the clock."""
 
     def take(self, answer: dict[str, Any]) -> None:
         """Note what the caller told."""
         stage = answer["stage"]
         if stage == "lost":
             self.why_lost = answer["why"]
+        if stage == "gap":
+            self.gaps.append(answer)
         for name, future in (("heard", self.heard), ("over", self.over)):
             if not future.done() and stage in (name, "lost"):
                 future.set_result(None if stage == "lost" else answer)

@@ -27,8 +27,8 @@ LOUD = 600
 """Peak of 16-bit samples; a decoder's comfort noise is far below, a tone or speech far above."""
 GAP_FRAMES = 6
 """60 ms: a jitter buffer conceals less, and nobody hears it."""
-KEPT_GAPS = 60
-"""An answer must fit into one write to a pipe, or two callers' lines would mix."""
+MOST_GAPS = 200
+"""Told of one call; more say nothing more."""
 HTTP_SECONDS = 15.0
 
 
@@ -53,12 +53,14 @@ class Caller:
     def __init__(self, order: Order) -> None:
         self._order = order
         self._room = rtc.Room()
+        # A client has its microphone, and the machinery that comes with it, before it asks for a session.
+        self._source = rtc.AudioSource(RATE, 1, queue_size_ms=100)
+        self._microphone = rtc.LocalAudioTrack.create_audio_track("microphone", self._source)
         self._heard: asyncio.Future[float] = asyncio.get_running_loop().create_future()
         self._is_over = asyncio.Event()
         self._subscribed = 0.0
         self._silent_frames, self._last_loud = 0, 0.0
-        self._gaps: list[tuple[float, float, float]] = []
-        """When the sound was back, how much of it was missing, and for how long it was away by the clock."""
+        self._gaps = 0
         self._track: rtc.RemoteTrack | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._room.on("track_subscribed", self._on_track)
@@ -82,7 +84,7 @@ class Caller:
                 self._tell("heard", session=session["sessionId"], subscribed=self._subscribed, **stages)
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._is_over.wait(), self._order.stay)
-                self._tell("over", gaps=self._gaps[:KEPT_GAPS], concealed_seconds=await self._concealed_seconds())
+                self._tell("over", concealed_seconds=await self._concealed_seconds())
             finally:
                 await _post(http, "end", {"sessionId": session["sessionId"]})
                 await self._leave()
@@ -104,19 +106,23 @@ class Caller:
             if not self._heard.done():
                 self._heard.set_result(now)
             elif self._silent_frames >= GAP_FRAMES:
-                missing = self._silent_frames * FRAME_MS / 1000
-                self._gaps.append((round(now, 2), missing, round(now - self._last_loud, 2)))
+                self._tell_gap(now)
             self._silent_frames, self._last_loud = 0, now
+
+    def _tell_gap(self, now: float) -> None:
+        """When the sound was back, how much of it was missing, and for how long it was away by the clock."""
+        self._gaps += 1
+        if self._gaps <= MOST_GAPS:
+            missing = self._silent_frames * FRAME_MS / 1000
+            self._tell("gap", at=now, missing=missing, away=now - self._last_loud)
 
     async def _be_silent(self) -> None:
         """Be a caller with a microphone who says nothing."""
-        source = rtc.AudioSource(RATE, 1, queue_size_ms=100)
-        track = rtc.LocalAudioTrack.create_audio_track("microphone", source)
         options = rtc.TrackPublishOptions(source=rtc.TrackSource.SOURCE_MICROPHONE)
-        await self._room.local_participant.publish_track(track, options)
+        await self._room.local_participant.publish_track(self._microphone, options)
         samples = RATE // 50
         while True:
-            await source.capture_frame(rtc.AudioFrame(bytes(samples * 2), RATE, 1, samples))
+            await self._source.capture_frame(rtc.AudioFrame(bytes(samples * 2), RATE, 1, samples))
 
     async def _concealed_seconds(self) -> float:
         """How much of what was heard the jitter buffer had to make up."""

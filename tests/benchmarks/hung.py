@@ -44,7 +44,6 @@ async def _freeze(bench: Bench, system: System) -> Row:
         await asyncio.sleep(LOOK_SECONDS)
     await asyncio.sleep(3)
     bench.callers.hang_up(call)
-    over = await call.over
-    gaps = [away for at, _, away in over["gaps"] if at > frozen_at] if over else []
-    row["silent_seconds"] = max(gaps) if gaps else None
+    await call.over
+    row["silent_seconds"] = max((gap["away"] for gap in call.gaps if gap["at"] > frozen_at), default=None)
     return row
