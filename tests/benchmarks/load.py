@@ -60,7 +60,7 @@ class Step:
         found = [row for row in heard if row]
         checks = {
             "calls lost": (len(heard) - len(found), 0, "{:.0f}"),
-            "first sound, p95": (_p95(found, "heard"), SLOW_MS, "{:.0f} ms"),
+            "first sound, p95": (_p95(found, "firstSound"), SLOW_MS, "{:.0f} ms"),
             "API's answer, p95": (_p95(found, "answered"), SLOW_ANSWER_MS, "{:.0f} ms"),
             "oldest heartbeat": (self.latest_beat, MISSED_SECONDS, "{:.1f} s"),
             "gaps per minute of a call": (self.gaps_per_minute, GAPS_PER_MINUTE, "{:.1f}"),
@@ -76,7 +76,11 @@ class Step:
         """One row of the table."""
         found = [row for call in self.calls if (row := await call.heard)]
         lost = len(self.calls) - len(found)
-        figures = [f"{_p95(found, 'answered'):.0f}", f"{_p95(found, 'connected'):.0f}", f"{_p95(found, 'heard'):.0f}"]
+        figures = [
+            f"{_p95(found, 'answered'):.0f}",
+            f"{_p95(found, 'connected'):.0f}",
+            f"{_p95(found, 'firstSound'):.0f}",
+        ]
         programs = ", ".join(f"{name} {used:.0f}" for name, used in sorted(self.cpu.items(), key=lambda item: -item[1]))
         beat = f"{self.latest_beat:.1f}"
         return [str(self.callers), str(lost), *figures, beat, f"{self.gaps_per_minute:.1f}", programs]

@@ -52,7 +52,8 @@ async def start(body: Start, request: Request) -> dict[str, str]:
     )
     token = api.AccessToken().with_identity(f"caller_{uuid.uuid4().hex}").with_name(body.userName)
     grants = api.VideoGrants(room_join=True, room=name)
-    return {"sessionId": name, "serverUrl": os.environ["LIVEKIT_URL"], "token": token.with_grants(grants).to_jwt()}
+    answer = {"sessionId": name, "status": "assigned", "serverUrl": os.environ["LIVEKIT_URL"]}
+    return answer | {"token": token.with_grants(grants).to_jwt()}
 
 
 async def end(body: End, request: Request) -> dict[str, bool]:

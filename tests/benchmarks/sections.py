@@ -57,8 +57,8 @@ def stages(system: System, call: Placed, heard: Row | None) -> Row:
         "connected": (connected - began) * 1000,
         "own_connect": (connected - heard["answered"]) * 1000,
         "subscribed": (heard["subscribed"] - began) * 1000,
-        "heard": (heard["heard"] - began) * 1000,
-        "after_connect": (heard["heard"] - connected) * 1000,
+        "heard": (heard["firstSound"] - began) * 1000,
+        "after_connect": (heard["firstSound"] - connected) * 1000,
     }
 
 
