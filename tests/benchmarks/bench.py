@@ -53,15 +53,16 @@ def make_systems(livekit: LiveKitServer, port: int, folder: Path) -> list[System
 
 
 @contextmanager
-def running() -> Iterator[list[System]]:
-    """One LiveKit server and every system; afterwards no process of them is left."""
+def running(names: str) -> Iterator[list[System]]:
+    """One LiveKit server and the systems of these names, '' for all; afterwards no process of them is left."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         port = free_port()
         livekit = LiveKitServer(folder, webhook_url=f"http://127.0.0.1:{port}/livekit/webhook")
         stack.callback(livekit.kill)
         livekit.start()
-        systems = make_systems(livekit, port, folder)
+        every = make_systems(livekit, port, folder)
+        systems = [system for system in every if system.name in (names.split(",") if names else [system.name])]
         for system in systems:
             say(f"starting {system.name}")
             stack.callback(system.stop)
@@ -69,9 +70,8 @@ def running() -> Iterator[list[System]]:
         yield systems
 
 
-async def measure(systems: list[System], options: argparse.Namespace) -> dict[str, list[Row]]:
-    """Run the sections that were asked for."""
-    rows: dict[str, list[Row]] = {}
+async def measure(systems: list[System], options: argparse.Namespace, rows: dict[str, list[Row]]) -> None:
+    """Run the sections that were asked for, and add their rows."""
     async with Callers() as callers:
         bench = Bench(systems=systems, callers=callers, say=say)
         for system in systems:  # the first call of each is not like the others
@@ -87,7 +87,6 @@ async def measure(systems: list[System], options: argparse.Namespace) -> dict[st
         for name, measure_it in ways.items():
             if name in options.only or name.split()[0] in options.only:
                 rows[name] = await measure_it()
-    return rows
 
 
 def about(options: argparse.Namespace) -> dict[str, Any]:
@@ -105,6 +104,14 @@ def about(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def keep(results: dict[str, Any]) -> None:
+    """Write the raw rows."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    path = RESULTS / f"{datetime.now(UTC):%Y%m%d-%H%M%S}.json"
+    path.write_text(json.dumps(results, indent=1))
+    say(f"raw results: {path.relative_to(ROOT)}\n")
+
+
 def say(line: str) -> None:
     """Show what is being done, on one line of a terminal."""
     end = "\033[K\r" if sys.stderr.isatty() else "\n"
@@ -117,6 +124,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--only", default=",".join(SECTIONS), help=f"of {','.join(SECTIONS)}")
     parser.add_argument("--calls", type=int, default=30, help="of each system, one after the other")
     parser.add_argument("--minutes", type=float, default=3, help="of callers who come as they like")
+    parser.add_argument("--systems", default="", help="only these, by their names, separated by commas")
     parser.add_argument("--draw", type=Path, help="only draw these results again")
     parser.add_argument("--no-docs", action="store_true", help="leave docs/ as it is")
     options = parser.parse_args()
@@ -132,12 +140,12 @@ def main() -> None:
     if options.draw:
         results = json.loads(options.draw.read_text())
     else:
-        with running() as systems:
-            results = {"about": about(options), "rows": asyncio.run(measure(systems, options))}
-        RESULTS.mkdir(parents=True, exist_ok=True)
-        path = RESULTS / f"{datetime.now(UTC):%Y%m%d-%H%M%S}.json"
-        path.write_text(json.dumps(results, indent=1))
-        say(f"raw results: {path}\n")
+        results = {"about": about(options), "rows": {}}
+        try:
+            with running(options.systems) as systems:
+                asyncio.run(measure(systems, options, results["rows"]))
+        finally:  # what was measured before an interruption is not lost
+            keep(results)
     print(figures.tables(results))  # noqa: T201  # its face
     if not options.no_docs:
         figures.write(results)

@@ -46,10 +46,13 @@ def write(results: Results) -> None:
     from tests.benchmarks import plots  # noqa: PLC0415  # matplotlib, which only this command has
 
     images = "\n".join(f"![{text}]({name})" for name, text in plots.draw(results, PAGE.parent).items())
-    text = f"{BEGIN}\n\n{tables(results)}\n\n{images}\n\n{END}"
-    page = PAGE.read_text()
+    PAGE.write_text(rewritten(PAGE.read_text(), f"{tables(results)}\n\n{images}"))
+
+
+def rewritten(page: str, text: str) -> str:
+    """The page with ``text`` between this command's markers, and everything else as it was."""
     pattern = re.escape(BEGIN) + ".*?" + re.escape(END)
-    PAGE.write_text(re.sub(pattern, lambda _: text, page, flags=re.DOTALL))
+    return re.sub(pattern, lambda _: f"{BEGIN}\n\n{text}\n\n{END}", page, flags=re.DOTALL)
 
 
 WAIT_HEAD = (

@@ -1,0 +1,60 @@
+"""What the benchmark writes into docs/performance.md."""
+
+from typing import Any
+
+import pytest
+
+from tests.benchmarks import figures
+
+ABOUT = {
+    "command": "make bench",
+    "date": "2026-11-21",
+    "cores": 2,
+    "machine": "x86_64",
+    "memory_gb": 8,
+    "python": "3.11.7",
+    "livekit_server": "1.13.5",
+    "livekit": "1.2.0",
+    "warm": 4,
+}
+
+
+def call(system: str, heard: float, **changes: Any) -> dict[str, Any]:
+    times = {"answer": 10.0, "own_connect": 100.0, "heard": heard, "after_connect": 30.0, "end_to_gone": 80.0}
+    return {"system": system, **times, **changes}
+
+
+def cells(text: str, first: str) -> list[list[str]]:
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
+    return [row for row in rows if row[0] == first]
+
+
+def test_a_lost_call_is_counted_and_is_in_no_median() -> None:
+    rows = [call(figures.FIRST, 100), call(figures.FIRST, 300), {"system": figures.FIRST, "lost": "no sound"}]
+    ((_, calls, lost, _, _, heard, *_),) = cells(
+        figures.tables({"about": ABOUT, "rows": {"latency": rows}}), "in the room"
+    )
+    assert (calls, lost, heard) == ("3", "1", "200 / 300 / 300")
+
+
+@pytest.mark.parametrize(("theirs", "met"), [(220.0, "yes"), (219.0, "**no**")])
+def test_sooner_than_the_peer_is_told_by_the_medians_of_one_run(theirs: float, met: str) -> None:
+    rows = {"latency": [call(figures.FIRST, 100), call(figures.PEER, theirs)]}
+    (row,) = cells(figures.tables({"about": ABOUT, "rows": rows}), "first sound sooner than the peer's, median")
+    assert row[-1] == met
+
+
+def test_ninety_five_percent_do_not_exceed_the_p95() -> None:
+    assert figures.percentile([float(number) for number in range(1, 101)], 95) == 95
+    assert figures.percentile([7.0], 95) == 7
+
+
+def test_only_what_stands_between_the_markers_is_rewritten() -> None:
+    page = f"before\n{figures.BEGIN}\nold\n{figures.END}\nafter\n"
+    written = figures.rewritten(page, "new \\1")
+    assert written == f"before\n{figures.BEGIN}\n\nnew \\1\n\n{figures.END}\nafter\n"
+
+
+def test_the_page_has_the_markers() -> None:
+    page = figures.PAGE.read_text()
+    assert page.count(figures.BEGIN) == page.count(figures.END) == 1
