@@ -16,11 +16,11 @@ PASSES = 8
 
 
 async def make_warm_room(house: House) -> tuple[str, str]:
-    """Make the room in which a new agent waits, and its token; ('', '') where agents are parked.
+    """Make the room in which a new agent waits, and its token; ('', '') for one that is parked, or awaited.
 
     Raises: UnavailableError
     """
-    if not house.settings.prewarm_in_room:
+    if not house.settings.prewarm_in_room or await _is_awaited(house):
         return "", ""
     name = session.new_session_id(await house.store.now_ms())
     await house.rooms.create(name)
@@ -38,6 +38,12 @@ async def target(house: House) -> int:
     )
     now = demand.faded(known, await house.store.now_ms(), house.limits)
     return demand.target(now, house.limits, least=least, most=most)
+
+
+async def _is_awaited(house: House) -> bool:
+    """Whether a session in the line will take this agent: it has a room, and joining another first would cost."""
+    line = await house.store.line()
+    return line.waiting >= max(1, line.starting)
 
 
 async def refill(house: House) -> int:

@@ -75,13 +75,13 @@ class Callers:
         assert self._process, "not started"
         return self._process.pid
 
-    def place(self, url: str, *, count: int = 1, stay: float = 2.0, patience: float = 40.0) -> list[Placed]:
-        """Let ``count`` callers call at the same moment, once all of them are there."""
+    def place(self, url: str, *, count: int = 1, stay: float = 2.0, **more: Any) -> list[Placed]:
+        """Let ``count`` callers call at the same moment, once all of them are there; ``more`` as in Order."""
         at = time.monotonic() + 0.15 + count * FORK_SECONDS
         loop = asyncio.get_running_loop()
         placed = []
         for number in itertools.islice(self._numbers, count):
-            order = Order(number=number, url=url, at=at, stay=stay, patience=patience)
+            order = Order(number=number, url=url, at=at, stay=stay, **more)
             call = Placed(order, loop.create_future(), loop.create_future())
             self._calls[number] = call
             self._write(write_order(order))

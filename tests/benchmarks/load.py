@@ -130,7 +130,7 @@ class Load:
         step = Step(callers=len(self._calls) + count)
         pause = seconds / 2 / count  # in the second half of a step nobody comes
         for _ in range(count):
-            step.calls += self._callers.place(self._system.url, stay=3_600, patience=PATIENCE_SECONDS)
+            step.calls += self._callers.place(self._system.url, stay=3_600, patience=PATIENCE_SECONDS, is_light=True)
             await self._look(step, pause)
         self._calls += step.calls
         await asyncio.gather(*(call.heard for call in step.calls))

@@ -79,6 +79,16 @@ def lapse(valkey: Valkey, *members: str) -> None:
 # -- refill
 
 
+async def test_only_an_agent_whom_nobody_awaits_gets_a_room_of_its_own(house: House, valkey: Valkey) -> None:
+    await arrives(house)
+    valkey.client.sadd(keys.POOL_STARTING, "a")
+    assert await supply.make_warm_room(house) == ("", ""), "the session in the line has a room"
+    valkey.client.sadd(keys.POOL_STARTING, "b")
+    room, token = await supply.make_warm_room(house)
+    assert token, "one session cannot take both"
+    assert room in {made.name for made in await house.rooms.list_ours()}
+
+
 async def test_refill_spreads_the_missing_agents_over_the_hosts(house: House, valkey: Valkey) -> None:
     host_is_seen(valkey, "h1", cores=4)
     host_is_seen(valkey, "h2", cores=4)
