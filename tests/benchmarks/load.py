@@ -173,7 +173,7 @@ def running(bot: str, most: int) -> Iterator[tuple[Greenroom, LiveKitServer]]:
         livekit.start()
         # Nobody is asked whether they are still there: these callers say nothing.
         silence = {"SILENCE_ASK": "1800", "SILENCE_END": "3600"}
-        more = {"AGENT_BOT": bot, "VOICE": "demo", "MAX_BOTS": str(most + 10), **silence}
+        more = {"AGENT_BOT": bot, "VOICE": "demo", "MAX_BOTS": str(most + 10), "PREWARM_POOL_MAX": "16", **silence}
         system = Greenroom("in the room", livekit, port, **more)
         stack.callback(system.stop)
         system.start()
