@@ -85,7 +85,12 @@ class Greenroom(System):
 
     def __init__(self, name: str, livekit: LiveKitServer, port: int = 0, /, **variables: str) -> None:
         self.name = name
-        sizes = {"PREWARM_POOL_SIZE": str(WARM), "PREWARM_POOL_MAX": str(WARM), "MAX_BOTS": str(MOST_AGENTS), "LOG_LEVEL": "INFO"}
+        sizes = {
+            "PREWARM_POOL_SIZE": str(WARM),
+            "PREWARM_POOL_MAX": str(WARM),
+            "MAX_BOTS": str(MOST_AGENTS),
+            "LOG_LEVEL": "INFO",
+        }
         self.house = House(port, **(sizes | _address(livekit) | variables))
         self.url = self.house.url
         self._roots: dict[str, int] = {}
