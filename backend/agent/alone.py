@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from backend.agent import bots
 from backend.agent.briefing import Bot, Briefing, Command, Turn
+from backend.agent.stages import Stages
 from backend.agent.standby import exit_code
 from backend.common import logs, stalls
 from backend.common.contract import EndReason, Progress
@@ -26,6 +27,7 @@ class LoneLink:
 
     def __init__(self, longest_seconds: float) -> None:
         self.progress: Callable[[], Progress] = Progress
+        self.stages = Stages()
         self._longest_seconds = longest_seconds
 
     async def confirm(self) -> bool:

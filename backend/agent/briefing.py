@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from backend.agent.stages import Stages
 from backend.common.contract import EndReason, Order, Progress
 
 if TYPE_CHECKING:
@@ -63,6 +64,8 @@ class Link(Protocol):
 
     progress: Callable[[], Progress]
     """Set by the bot: asked at every heartbeat."""
+    stages: Stages
+    """Told by the bot how far it is."""
 
     async def confirm(self) -> bool:
         """Ask for leave to speak: once after joining the room, again after every reconnect. False: leave and return."""

@@ -21,6 +21,7 @@ from backend.agent.ending import GOODBYE_SECONDS, Ending
 from backend.agent.pipeline import Models, VoicePipeline
 from backend.agent.room import JoinedTransport, Room, RoomGoneError, RoomNotJoinedError
 from backend.agent.rules import Clock, Faults, Patience, Remedy, Reminder
+from backend.agent.stages import Stage
 from backend.agent.watchdog import Watchdog
 from backend.agent.witness import Reactions, Witness
 from backend.common.contract import AGENT_IDENTITY, EndReason, Order
@@ -96,6 +97,7 @@ class Call:
         self._room.on("disconnected", self._on_disconnected)
         try:
             await self._room.join(self._briefing.livekit_url, self._briefing.room_token)
+            self._link.stages.reach(Stage.JOINED)
         except RoomGoneError:
             self._end(EndReason.ROOM_LOST)
             return False
@@ -121,10 +123,12 @@ class Call:
                 part_failed=self._on_part_failed,
                 record=self._link.record,
                 farewell=lambda: self._start(self._end_after_farewell()),
+                reached=self._link.stages.reach,
             ),
         )
         pipeline = VoicePipeline(transport, voice, self._models, witness=witness, history=self._briefing.history)
         self._link.progress = witness.progress
+        self._link.stages.reach(Stage.BUILT)
         return voice, transport, pipeline
 
     async def _talk(self, voice: voices.Voice, transport: JoinedTransport, pipeline: VoicePipeline) -> None:

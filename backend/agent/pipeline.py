@@ -30,6 +30,7 @@ from pipecat.workers.runner import WorkerRunner
 
 from backend.agent.briefing import Turn
 from backend.agent.room import JoinedTransport
+from backend.agent.stages import Stage
 from backend.agent.voices import GoodbyeFrame, Voice
 from backend.agent.voices.shared import Socket
 from backend.agent.witness import Witness
@@ -174,6 +175,7 @@ class VoicePipeline:
 
     async def _on_started(self, *_: object) -> None:
         self.has_started = True
+        self._witness.reactions.reached(Stage.CONNECTED)
 
     async def _on_error(self, _: object, error: ErrorFrame) -> None:
         # While it starts, no retries: they would be 12 to 24 s of an agent that is deaf or dumb.

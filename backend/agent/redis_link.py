@@ -4,6 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import replace
 
 import redis.asyncio
 from loguru import logger
@@ -11,9 +12,19 @@ from redis.exceptions import RedisError
 
 from backend.agent import process
 from backend.agent.briefing import Command, Turn
+from backend.agent.stages import Stages
 from backend.common import keys
-from backend.common.contract import REMEMBERED, Agent, Assignment, EndReason, Progress
-from backend.common.exchange import Call, Exchange, Reply, agent_returns, begin_session, confirm_claim, end_session
+from backend.common.contract import REMEMBERED, Agent, Assignment, EndReason, Progress, Verdict
+from backend.common.exchange import (
+    Call,
+    Exchange,
+    Reply,
+    agent_returns,
+    begin_session,
+    confirm_claim,
+    end_session,
+    heartbeat,
+)
 from backend.common.settings import CommonSettings
 
 GOODBYE_SLACK_SECONDS = 1.0
@@ -34,6 +45,7 @@ class RedisLink:
 
     def __init__(self, exchange: Exchange, client: redis.asyncio.Redis, agent: Agent, settings: CommonSettings) -> None:
         self.progress: Callable[[], Progress] = Progress
+        self.stages = Stages()
         self.assignment: Assignment | None = None
         self.is_over = False
         """True once the end is decided here: what Redis says of a stopped agent is then no news."""
@@ -56,6 +68,14 @@ class RedisLink:
             self._commands.put_nowait(command)
         except asyncio.QueueFull:
             logger.warning("a command was dropped: the inbox is full", order=command.order)
+
+    async def beat(self) -> Verdict:
+        """Send one heartbeat. Raises: redis.RedisError"""
+        stages = self.stages.untold()
+        progress = replace(self.progress(), stages=stages)
+        verdict = await self._ask(heartbeat(self._agent, self.assignment, progress))
+        self.stages.told(stages)
+        return verdict
 
     async def commands(self) -> AsyncIterator[Command]:
         """Yield what the inbox says, until the bot returns."""

@@ -25,7 +25,7 @@ from backend.agent.room import RoomNotJoinedError
 from backend.agent.session_log import SessionLog
 from backend.common import keys, stalls
 from backend.common.contract import Agent, Assignment, EndReason, Order, Verdict, Word
-from backend.common.exchange import Exchange, heartbeat
+from backend.common.exchange import Exchange
 from backend.common.limits import Limits
 from backend.common.settings import LauncherSettings
 
@@ -163,6 +163,7 @@ class Standby:
     def _take(self, assignment: Assignment) -> None:
         # One session in a life: a second one is found out by the heartbeat and goes back to the line.
         if not self._work.done():
+            self._link.stages.begin()
             self._work.set_result(assignment)
 
     async def _watch_own_room(self) -> None:
@@ -204,8 +205,7 @@ class Standby:
     async def _beat(self) -> None:
         while True:
             try:
-                call = heartbeat(self._agent, self._link.assignment, self._link.progress())
-                await self._heed(await self._exchange.run(self._client, call))
+                await self._heed(await self._link.beat())
                 await self._log.flush(self._client)
             except RedisError:
                 await asyncio.sleep(AFTER_A_FAULT_SECONDS)

@@ -36,6 +36,7 @@ from pipecat.processors.frame_processor import FrameDirection, FrameProcessor
 from backend.agent.briefing import Turn
 from backend.agent.chat import Chat, Segment
 from backend.agent.rules import Clock, Faults, Remedy
+from backend.agent.stages import Stage
 from backend.common.contract import AGENT_IDENTITY, Progress
 
 
@@ -51,6 +52,8 @@ class Reactions:
     """A turn is finished."""
     farewell: Callable[[], None]
     """The caller wished to go, and is being bidden farewell."""
+    reached: Callable[[Stage], None]
+    """The start got so far."""
 
 
 class Witness(BaseObserver):
@@ -151,6 +154,7 @@ class Witness(BaseObserver):
             case BotSpeakingFrame():
                 self._clock.agent_spoke(now)
             case BotStartedSpeakingFrame():
+                self.reactions.reached(Stage.FIRST_SOUND)
                 self._chat.show_state("speaking")
             case BotStoppedSpeakingFrame():
                 self._clock.agent_spoke(now)

@@ -160,6 +160,8 @@ class Progress:
     """Frames that passed the pipeline: a stuck one stops counting."""
     usage: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
     """speech_ms, characters, prompt_tokens, completion_tokens."""
+    stages: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+    """Stages of the start that were reached since the last heartbeat, ms from the claim."""
 
 
 @dataclass(frozen=True, kw_only=True)

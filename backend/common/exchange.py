@@ -146,7 +146,7 @@ def heartbeat(agent: Agent, assignment: Assignment | None, progress: Progress | 
     return Call(
         operation="heartbeat",
         keys=(keys.agent(agent.id),),
-        arguments=(agent.id, agent.nonce, *work, done.frames, json.dumps(dict(done.usage))),
+        arguments=(agent.id, agent.nonce, *work, done.frames, json.dumps(dict(done.usage)), *_pairs(done.stages)),
         read=replies.verdict,
     )
 

@@ -143,6 +143,12 @@ HISTOGRAMS = (
         names={stage: stage for stage in ("confirmed", "caller_joined", "can_hear")},
     ),
     Histogram(
+        name="greenroom_agent_stage_seconds",
+        meaning="from the claim, as the agent heard it: room joined, pipeline built, vendors connected, first sound",
+        label="stage",
+        names={stage: f"agent_{stage}" for stage in ("joined", "built", "connected", "first_sound")},
+    ),
+    Histogram(
         name="greenroom_failover_silence_seconds",
         meaning="silence in a running call while its agent was replaced",
         names={"": "silence"},

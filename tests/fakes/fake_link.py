@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 
 from backend.agent.briefing import Command, Turn
+from backend.agent.stages import Stages
 from backend.common.contract import EndReason, Order, Progress
 from tests.waiting import wait_until_async
 
@@ -17,6 +18,7 @@ class FakeLink:
         self.left_seconds = left_seconds
         """The answer to begin()."""
         self.progress: Callable[[], Progress] = Progress
+        self.stages = Stages()
         self.confirmed = 0
         self.begun = 0
         self.ended: list[EndReason] = []

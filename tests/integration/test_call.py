@@ -13,6 +13,7 @@ from backend.agent.briefing import Turn
 from backend.agent.ending import GOODBYE_SECONDS
 from backend.agent.room import Room
 from backend.agent.rules import Clock
+from backend.agent.stages import Stage
 from backend.common.contract import AGENT_IDENTITY, EndReason, Order
 from tests.fakes.fake_caller import LOUD, FakeCaller
 from tests.fakes.fake_link import FakeLink
@@ -48,6 +49,16 @@ async def test_the_opening_line_is_heard_from_its_first_syllable_and_the_call_be
         again_first, again_last = await caller.utterance(since=time.monotonic())
         assert last - first > again_last - again_first - 0.1
         assert [turn.text for turn in call.link.turns] == [opening, opening]
+
+
+async def test_each_stage_of_the_start_is_timed_from_the_claim(livekit: LiveKitServer) -> None:
+    link = FakeLink()
+    link.stages.begin()
+    async with a_call(livekit, link) as call:
+        await call.caller_is_greeted()
+    reached = link.stages.untold()
+    assert reached.keys() == set(Stage)
+    assert 0 < reached[Stage.BUILT] <= reached[Stage.CONNECTED] <= reached[Stage.FIRST_SOUND]
 
 
 async def test_a_spoken_question_is_answered_once_and_shown(

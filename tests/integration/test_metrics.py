@@ -8,9 +8,10 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as read_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as read_text
 
+from backend.agent.stages import Stage
 from backend.common import exchange as x
 from backend.common import keys
-from backend.common.contract import Agent, EndReason
+from backend.common.contract import Agent, EndReason, Progress
 from backend.orchestrator.metrics import LOOK_SECONDS
 from tests.integration.conftest import MakeSettings
 from tests.integration.running_api import RunningApi, host_is_seen, running_api, silent_server
@@ -117,6 +118,18 @@ async def test_a_call_is_counted_at_each_step_of_its_way(api: RunningApi) -> Non
     assert seen.value("session_billed_seconds_count") == 1
     assert seen.value("unsettled") == 1
     assert seen.value("api_room_made_seconds_count") == 1
+
+
+async def test_an_agents_stages_are_counted_once_and_only_its_own_names(api: RunningApi) -> None:
+    _, agent, work = await api.live()
+    for stages in ({"joined": 20, "made_up": 1}, {"joined": 900, "first_sound": 180}, {}):
+        await api.house.run(x.heartbeat(agent, work, Progress(stages=stages)))
+    seen = await scrape(api)
+    assert seen.value("agent_stage_seconds_sum", stage="joined") == 0.02
+    assert seen.value("agent_stage_seconds_bucket", stage="joined", le="0.025") == 1
+    assert seen.value("agent_stage_seconds_count", stage="first_sound") == 1
+    assert seen.value("agent_stage_seconds_count", stage="built") == 0
+    assert {dict(labels)["stage"] for name, labels in seen.samples if "agent_stage" in name} == set(Stage)
 
 
 async def test_who_waits_is_in_the_histogram_of_waits_once_an_agent_comes(api: RunningApi, valkey: Valkey) -> None:

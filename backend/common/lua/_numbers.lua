@@ -28,6 +28,13 @@ local function observe_since(name, at)
   if tonumber(at) then observe(name, now - at) end
 end
 
+-- What only an agent can time, once in a session: a successor's start is another matter.
+local function note_stage(session, generation, stage, ms)
+  local name = 'agent_' .. stage
+  if generation ~= '1' or not BOUNDS[name] then return end
+  if redis.call('HSETNX', session, name .. '_ms', ms) == 1 then observe(name, tonumber(ms)) end
+end
+
 -- What was talked so far, under the names and in the units that billing from outside reads.
 local function note_duration(session)
   local figures = redis.call('HMGET', session, 'started_at_ms', 'silent_ms')

@@ -7,6 +7,7 @@
 -- ARGV[4]  generation     of that session, '' while warm
 -- ARGV[5]  frames that passed the pipeline
 -- ARGV[6]  usage          JSON, opaque to Lua
+-- ARGV[7..]  stages of the start that it reached since the last one: stage, ms from the claim, ...
 --
 -- Returns {'keep', ms left to the session's deadline, or -1 while it has none}
 --         {'assigned', session id, generation}  its bell was lost: read this as the assignment
@@ -41,6 +42,7 @@ redis.call('PEXPIRE', inbox_key(ARGV[1]), LIMITS.record_ttl)
 redis.call('HSET', KEYS[1], 'frames', ARGV[5])
 redis.call('HSET', session, 'usage', ARGV[6])
 redis.call('PEXPIRE', pid_key(ARGV[3]), LIMITS.record_ttl)
+for place = 7, #ARGV, 2 do note_stage(session, ARGV[4], ARGV[place], ARGV[place + 1]) end
 local times = redis.call('HMGET', session, 'started_at_ms', 'longest_ms')
 if not tonumber(times[1]) then return answer('keep', -1) end
 note_duration(session)
