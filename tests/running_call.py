@@ -62,7 +62,7 @@ class Running:
 @asynccontextmanager
 async def a_call(server: LiveKitServer, link: FakeLink | None = None, **wishes: Any) -> AsyncIterator[Running]:
     """Start a bot in a fresh room; ``wishes`` are fields of the settings, or of the briefing."""
-    link, room = link or FakeLink(), f"session_{uuid.uuid4().hex[:12]}"
+    link, room = link or FakeLink(), wishes.pop("room", "") or f"session_{uuid.uuid4().hex[:12]}"
     departure_timeout = wishes.pop("departure_timeout", DEPARTURE_TIMEOUT_SECONDS)
     if not wishes.pop("is_room_late", False):
         await server.create_room(room, departure_timeout=departure_timeout)

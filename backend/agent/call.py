@@ -17,6 +17,7 @@ from pipecat.processors.frame_processor import FrameProcessor
 from backend.agent import ending, prompt, voices
 from backend.agent.briefing import Briefing, Command, Link
 from backend.agent.chat import Chat
+from backend.agent.early_words import EarlyWords
 from backend.agent.ending import GOODBYE_SECONDS, Ending
 from backend.agent.pipeline import Models, VoicePipeline
 from backend.agent.room import JoinedTransport, Room, RoomGoneError, RoomNotJoinedError
@@ -47,6 +48,9 @@ class Call:
         self._faults = Faults()
         self._room = briefing.joined or Room()
         self._chat = Chat(self._room, self._is_caller, self._on_typed)
+        # Who waited in the room missed nothing; and to a successor the caller's client sends nothing.
+        is_late = not briefing.joined and not briefing.has_begun
+        self._early = EarlyWords(self._room, self._is_caller) if is_late else None
         self._pipeline: VoicePipeline | None = None
         self._is_built = asyncio.Event()
         self._ended: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
@@ -112,7 +116,7 @@ class Call:
 
     def _build(self) -> tuple[voices.Voice, JoinedTransport, VoicePipeline]:
         voice = voices.make(self._settings, self._briefing, self._facts())
-        transport = JoinedTransport(self._room, self._is_caller)
+        transport = JoinedTransport(self._room, self._is_caller, self._early)
         witness = Witness(
             self._clock,
             self._faults,

@@ -10,7 +10,10 @@ import time
 from collections.abc import Callable
 
 from livekit import rtc
+from livekit.rtc._proto.track_pb2 import AudioTrackFeature
 from pipecat.transports.livekit.transport import LiveKitParams, LiveKitTransport, LiveKitTransportClient
+
+from backend.agent.early_words import EarlyWords
 
 CONNECT_SECONDS = 10.0
 """More than a busy server needs, less than the 15 s a confirm may take."""
@@ -80,10 +83,13 @@ class Room(rtc.Room):
 class JoinedClient(LiveKitTransportClient):
     """Pipecat's client over a room that is joined, hearing only the caller."""
 
-    def __init__(self, room: Room, is_caller: Callable[[str], bool], transport: LiveKitTransport) -> None:
+    def __init__(
+        self, room: Room, is_caller: Callable[[str], bool], transport: LiveKitTransport, early: EarlyWords | None
+    ) -> None:
         known = transport._client
         super().__init__("", "", room.name, known._params, known._callbacks, known._transport_name)
         self._joined, self._is_caller, self._is_silenced = room, is_caller, False
+        self._early, self._is_recorded = early, False
         self.published = asyncio.Event()
 
     @property
@@ -107,7 +113,15 @@ class JoinedClient(LiveKitTransportClient):
         self, track: rtc.Track, publication: rtc.RemoteTrackPublication, participant: rtc.RemoteParticipant
     ) -> None:
         if self._is_caller(participant.identity):  # a second microphone would speak in the caller's turns
+            self._is_recorded = AudioTrackFeature.TF_PRECONNECT_BUFFER in publication.audio_features
             super()._on_track_subscribed_wrapper(track, publication, participant)
+
+    async def _process_audio_stream(self, audio_stream: rtc.AudioStream, participant_id: str) -> None:
+        """Hear what was said before the agent came, then the microphone, which is kept meanwhile."""
+        early, self._early = self._early, None
+        for frame in await early.frames() if early and self._is_recorded else ():
+            await self._audio_queue.put((rtc.AudioFrameEvent(frame), participant_id))
+        await super()._process_audio_stream(audio_stream, participant_id)
 
     async def publish_audio(self, audio_frame: rtc.AudioFrame) -> bool:
         """Send a frame, or let its time pass while silenced."""
@@ -126,7 +140,7 @@ class JoinedClient(LiveKitTransportClient):
 class JoinedTransport(LiveKitTransport):
     """Pipecat's transport over a room that is joined."""
 
-    def __init__(self, room: Room, is_caller: Callable[[str], bool]) -> None:
+    def __init__(self, room: Room, is_caller: Callable[[str], bool], early: EarlyWords | None = None) -> None:
         params = LiveKitParams(
             audio_in_enabled=True,
             audio_out_enabled=True,
@@ -134,7 +148,7 @@ class JoinedTransport(LiveKitTransport):
             audio_out_end_silence_secs=0,  # no graceful end is ever used, and it would add 2 s to one
         )
         super().__init__("", "", room.name, params)
-        self._client: JoinedClient = JoinedClient(room, is_caller, self)
+        self._client: JoinedClient = JoinedClient(room, is_caller, self, early)
 
     async def subscribed(self) -> None:
         """Wait until someone subscribes to the agent's track for the first time: they can hear."""

@@ -1,7 +1,8 @@
 """Three vendors on localhost, by their wire protocols: AssemblyAI v3, Groq's chat completions, Inworld's speech.
 
-In a test: ``async with FakeVendors() as vendors``. By itself: ``python -m tests.fakes.fake_vendors PORT``,
-and ``POST /control`` with any of {"transcripts", "replies", "faults": {vendor: kind}, "drop": vendor}.
+In a test: ``async with FakeVendors() as vendors``. By itself:
+``python -m tests.fakes.fake_vendors PORT [CONNECT_SECONDS [SPEECH_SECONDS]]``, and ``POST /control``
+with any of {"transcripts", "replies", "faults": {vendor: kind}, "drop": vendor}.
 """
 
 import asyncio
@@ -48,8 +49,9 @@ class ToolCall:
 class FakeVendors:
     """All three on one port; what is asked is in ``requests``."""
 
-    def __init__(self, port: int = 0) -> None:
+    def __init__(self, port: int = 0, *, connect_seconds: float = 0.0, speech_seconds: float = 0.0) -> None:
         self.port = port
+        self._connect_seconds, self._speech_seconds = connect_seconds, speech_seconds
         self.transcripts: list[str] = ["Hello there."]
         """What is heard, one after the other; the last one again and again."""
         self.replies: list[str | ToolCall] = ["Hello, this is the test agent."]
@@ -134,6 +136,7 @@ class FakeVendors:
         self.requests.append(Seen(vendor, dict(request.query), dict(request.headers)))
         if refusal := await self._refusal(vendor):
             return refusal
+        await asyncio.sleep(self._connect_seconds)
         socket = web.WebSocketResponse()
         await socket.prepare(request)
         self._sockets[vendor].add(socket)
@@ -193,6 +196,8 @@ class FakeVendors:
             told = json.loads(message.data)
             self.requests.append(Seen("tts", told))
             fault = self._faults.get("tts")
+            if told.get("send_text", {}).get("text", "").strip():
+                await asyncio.sleep(self._speech_seconds)
             if fault != "mute" and not (fault == "half" and "close_context" in told):
                 await _speak_next(socket, told, made, is_half=fault == "half")
         self._sockets["tts"].discard(socket)
@@ -286,11 +291,11 @@ def _next(items: list[Any]) -> Any:
     return items.pop(0) if len(items) > 1 else items[0]
 
 
-async def main(port: int) -> None:
+async def main(port: int, connect_seconds: float = 0.0, speech_seconds: float = 0.0) -> None:
     """Serve until interrupted."""
-    async with FakeVendors(port):
+    async with FakeVendors(port, connect_seconds=connect_seconds, speech_seconds=speech_seconds):
         await asyncio.Event().wait()
 
 
 if __name__ == "__main__":
-    asyncio.run(main(int(sys.argv[1])))
+    asyncio.run(main(int(sys.argv[1]), *map(float, sys.argv[2:])))

@@ -5,6 +5,7 @@ from importlib.metadata import version
 
 import pytest
 from livekit import rtc
+from livekit.rtc._proto.track_pb2 import AudioTrackFeature
 from pipecat.frames.frames import TTSSpeakFrame
 from pipecat.services.tts_service import TTSService
 from pipecat.services.websocket_service import WebsocketService
@@ -64,6 +65,14 @@ def test_subscribed_tracks_go_through_one_function_of_three_arguments() -> None:
     handler = LiveKitTransportClient._on_track_subscribed_wrapper
     assert list(inspect.signature(handler).parameters) == ["self", "track", "publication", "participant"]
     assert '"track_subscribed")(self._on_track_subscribed_wrapper)' in inspect.getsource(LiveKitTransportClient.setup)
+
+
+async def test_a_microphones_sound_goes_through_one_function_into_one_queue(transport: LiveKitTransport) -> None:
+    handler = LiveKitTransportClient._process_audio_stream
+    assert list(inspect.signature(handler).parameters) == ["self", "audio_stream", "participant_id"]
+    assert "await self._audio_queue.put((event, participant_id))" in inspect.getsource(handler)
+    assert transport._client._audio_queue.empty()
+    assert AudioTrackFeature.TF_PRECONNECT_BUFFER in AudioTrackFeature.values()
 
 
 def test_all_sound_goes_out_through_publish_audio() -> None:

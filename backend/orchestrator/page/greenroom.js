@@ -158,7 +158,8 @@ function showProblem(words) {
 
 async function join(sessionId, url, token, heardSince = null) {
   const isReturn = state.call.sessionId === sessionId;
-  const room = new Room();
+  // What is said while the call waits for an agent is recorded, and sent to the one that comes.
+  const room = new Room({ publishDefaults: { preConnectBuffer: true } });
   const call = Object.assign(freshCall(), { sessionId, room, heardSince });
   state.call = call;
   follow(room, call);
