@@ -2,6 +2,8 @@
 
 import os
 
+from backend.common import untraced
+
 # Before any of the libraries is imported, by whichever module of ours.
 os.environ.update(
     {
@@ -12,3 +14,5 @@ os.environ.update(
         "ORT_DISABLE_TELEMETRY": "1",
     }
 )
+
+untraced.load("redis.observability.providers")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 from backend.agent.stages import Stages
 from backend.common.contract import EndReason, Order, Progress
+from backend.common.tracing import NO_TRACE, Trace
 
 if TYPE_CHECKING:
     from backend.agent.room import Room
@@ -44,6 +45,8 @@ class Briefing:
     has_begun: bool = False
     """True for a successor: the caller was already talking when the last agent was lost."""
     history: tuple[Turn, ...] = ()
+    trace: Trace = field(default=NO_TRACE, repr=False, compare=False)
+    """The agent's part of the session's trace."""
     joined: "Room | None" = field(default=None, repr=False, compare=False)
     """The session's room, where this agent has waited in it; None: join it."""
 

@@ -23,6 +23,7 @@ from backend.agent.pipeline import Models, VoicePipeline
 from backend.agent.room import JoinedTransport, Room, RoomGoneError, RoomNotJoinedError
 from backend.agent.rules import Clock, Faults, Patience, Remedy, Reminder
 from backend.agent.stages import Stage
+from backend.agent.turn_trace import TurnTrace
 from backend.agent.watchdog import Watchdog
 from backend.agent.witness import Reactions, Witness
 from backend.common.contract import AGENT_IDENTITY, EndReason, Order
@@ -44,6 +45,7 @@ class Call:
 
     def __init__(self, settings: LauncherSettings, briefing: Briefing, link: Link, models: Models) -> None:
         self._settings, self._briefing, self._link, self._models = settings, briefing, link, models
+        self._trace = briefing.trace
         self._clock = Clock(Patience.of(settings), time.monotonic(), has_begun=briefing.has_begun)
         self._faults = Faults()
         self._room = briefing.joined or Room()
@@ -67,7 +69,9 @@ class Call:
             for work in (watchdog.stay_watched(self._gone_by), self._obey(), self._hold()):
                 self._start(work)
             how = await self._ended
+            ended_at_ns = time.time_ns()
             await asyncio.gather(ending.tell(self._link, how), ending.say_goodbye(self._pipeline, how))
+            self._trace.detail("end", ended_at_ns, reason=how.reason, ended_by=how.reason.cause)
             return how.reason
         finally:
             await ending.leave(self._pipeline, self._room)
@@ -93,6 +97,7 @@ class Call:
         entering = asyncio.ensure_future(self._enter())
         await asyncio.sleep(0)  # LiveKit, or Redis, is asked before the building takes the loop for 10 to 30 ms
         voice, transport, pipeline = self._build()
+        self._trace.stage("build")
         if await entering:
             await self._talk(voice, transport, pipeline)
 
@@ -109,7 +114,9 @@ class Call:
             logger.warning("the room could not be joined", cause=str(error))
             self._end(EndReason.AGENT_LOST, is_ours=False)  # another agent may get in
             return False
+        self._trace.stage("join_room", was_joined=self._briefing.joined is not None)
         may_speak = await self._link.confirm()
+        self._trace.stage("confirm")
         if not may_speak:
             self._end(EndReason.AGENT_LOST, is_ours=False)
         return may_speak
@@ -138,6 +145,8 @@ class Call:
     async def _talk(self, voice: voices.Voice, transport: JoinedTransport, pipeline: VoicePipeline) -> None:
         self._pipeline = pipeline
         self._is_built.set()
+        if self._trace.is_on:
+            pipeline.watch(TurnTrace(self._trace, hear=voice.hear, think=voice.think, speak=voice.speak))
         self._room.on("reconnecting", lambda: transport.silence(True))
         self._room.on("reconnected", lambda: self._start(self._speak_again(transport)))
         for work in (self._chat.deliver(), self._be_heard(voice, transport), self._look(pipeline)):
@@ -147,7 +156,10 @@ class Call:
         self._end(EndReason.VENDOR_FAILED)  # over without a reason of ours
 
     async def _be_heard(self, voice: voices.Voice, transport: JoinedTransport) -> None:
+        await transport.published()
+        self._trace.stage("publish")
         await transport.subscribed()
+        self._trace.stage("caller")
         voice.heard.set()
         self._clock.begin(time.monotonic(), self._briefing.longest_seconds)
         left_seconds = await self._link.begin()

@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 from loguru import logger
 
 from backend.agent import process
-from backend.common import logs, stalls
+from backend.common import logs, stalls, tracing, untraced
 from backend.common.contract import Agent
 from backend.common.settings import LauncherSettings, read
 
@@ -63,6 +63,7 @@ def prepare(settings: LauncherSettings) -> Starter:
 
 def load(settings: LauncherSettings) -> Life:
     """Import and load all that an agent needs, and let the garbage collector leave it alone."""
+    untraced.load("pipecat.utils.tracing.setup")
     from backend.agent import bots, standby  # noqa: PLC0415  # slow, and of no use to a launcher that spawns
 
     try:
@@ -73,6 +74,7 @@ def load(settings: LauncherSettings) -> Life:
     async def live(order: Order) -> int:
         return await standby.serve(order.agent, bot, settings, room=order.room, room_token=order.room_token)
 
+    tracing.load(settings)
     gc.collect()
     gc.freeze()  # a collection would write to every page that parent and children share
     return live
@@ -170,6 +172,7 @@ def _place(error: BaseException) -> str:
 
 def _leave(order: Order, settings: LauncherSettings, code: int, error: str) -> NoReturn:
     try:
+        tracing.stop()
         # For the next launcher, should ours be gone: it cannot wait for a process that is not its child.
         process.leave_last_words(settings, order.agent.id, exit_code=code, error=error)
         sys.stdout.flush()

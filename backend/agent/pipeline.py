@@ -31,6 +31,7 @@ from pipecat.workers.runner import WorkerRunner
 from backend.agent.briefing import Turn
 from backend.agent.room import JoinedTransport
 from backend.agent.stages import Stage
+from backend.agent.turn_trace import TurnTrace
 from backend.agent.voices import GoodbyeFrame, Voice
 from backend.agent.voices.shared import Socket
 from backend.agent.witness import Witness
@@ -128,6 +129,11 @@ class VoicePipeline:
         self._worker.add_event_handler("on_pipeline_error", self._on_error)
         self._worker.add_event_handler("on_setup_timeout", self._on_timeout)
         self._worker.add_event_handler("on_pipeline_timeout", self._on_timeout)
+
+    def watch(self, turns: TurnTrace) -> None:
+        """Let the turns be traced."""
+        self._worker.add_observer(turns)
+        self._worker.add_event_handler("on_pipeline_started", turns.on_started)
 
     async def run(self) -> None:
         """Publish and connect the vendors at once, then talk, until ``stop``."""

@@ -150,10 +150,13 @@ class JoinedTransport(LiveKitTransport):
         super().__init__("", "", room.name, params)
         self._client: JoinedClient = JoinedClient(room, is_caller, self, early)
 
-    async def subscribed(self) -> None:
-        """Wait until someone subscribes to the agent's track for the first time: they can hear."""
-        # Never on participant_connected, which comes up to 3 s late when the caller publishes nothing.
+    async def published(self) -> None:
+        """Wait until the agent's track is there."""
         await self._client.published.wait()
+
+    async def subscribed(self) -> None:
+        """Wait until someone subscribes to the agent's track, which is there, for the first time: they can hear."""
+        # Never on participant_connected, which comes up to 3 s late when the caller publishes nothing.
         (publication,) = self._client.room.local_participant.track_publications.values()
         await publication.wait_for_subscription()
 

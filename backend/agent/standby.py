@@ -18,12 +18,13 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
+from backend.agent import call_trace
 from backend.agent.briefing import Bot, Briefing, Command, Turn
 from backend.agent.own_room import OwnRoom
 from backend.agent.redis_link import RedisLink
 from backend.agent.room import RoomNotJoinedError
 from backend.agent.session_log import SessionLog
-from backend.common import keys, stalls
+from backend.common import keys, stalls, tracing
 from backend.common.contract import Agent, Assignment, EndReason, Order, Verdict, Word
 from backend.common.exchange import Exchange
 from backend.common.limits import Limits
@@ -44,6 +45,7 @@ LEAVE = Assignment(session_id="", generation=0)
 
 async def serve(agent: Agent, bot: Bot, settings: LauncherSettings, *, room: str = "", room_token: str = "") -> int:
     """Live the whole life of an agent; returns its exit code. ``room`` is its own, '' when parked."""
+    tracing.start(settings, "agent")
     standby = Standby(agent, settings, OwnRoom(room, room_token))
     try:
         return await standby.live(bot)
@@ -74,6 +76,8 @@ class Standby:
         self._inbox_client = _connect(settings, seconds=INBOX_SECONDS)
         self._link = RedisLink(self._exchange, self._client, agent, settings)
         self._work: asyncio.Future[Assignment] = asyncio.get_running_loop().create_future()
+        self._taken = ("", 0)
+        """How the session came, and when, in Unix nanoseconds: for its trace."""
         self._log = SessionLog(settings)
 
     async def live(self, bot: Bot) -> int:
@@ -112,11 +116,13 @@ class Standby:
         if briefing is None:
             return 0
         logger.info("session assigned", generation=assignment.generation, is_successor=briefing.has_begun)
-        try:
-            reason = await bot(briefing, self._link)
-        except Exception:
-            logger.exception("the bot failed")
-            reason = EndReason.AGENT_FAULT
+        with briefing.trace as trace:
+            try:
+                reason = await bot(briefing, self._link)
+            except Exception:
+                logger.exception("the bot failed")
+                reason = EndReason.AGENT_FAULT
+            trace.detail("call", self._taken[1], end_reason=reason, ended_by=reason.cause)
         if reason is not EndReason.AGENT_LOST:  # else it is another agent's by now, or must become one's
             await self._link.end(reason)
         return exit_code(reason)
@@ -136,7 +142,8 @@ class Standby:
             logger.configure(extra={**_bound(self._agent), "session_id": assignment.session_id})
             self._log.begin(assignment.session_id)
             briefing = _briefing(self._agent, self._settings, assignment, (record, prompt, turns))
-            return replace(briefing, joined=self._own.for_session(assignment.session_id))
+            trace = call_trace.begin(self._agent, assignment, record, self._taken)
+            return replace(briefing, joined=self._own.for_session(assignment.session_id), trace=trace)
         return None
 
     async def _read_session(self, session_id: str) -> tuple[dict[str, str], dict[str, str], list[str]]:
@@ -155,15 +162,16 @@ class Standby:
                 await asyncio.sleep(AFTER_A_FAULT_SECONDS)
                 continue
             if isinstance(reply, Assignment):
-                self._take(reply)
+                self._take(reply, by="wait")
             elif reply == "stale":
                 self._take(LEAVE)
             return
 
-    def _take(self, assignment: Assignment) -> None:
+    def _take(self, assignment: Assignment, *, by: str = "bell") -> None:
         # One session in a life: a second one is found out by the heartbeat and goes back to the line.
         if not self._work.done():
             self._link.stages.begin()
+            self._taken = (by, time.time_ns())
             self._work.set_result(assignment)
 
     async def _watch_own_room(self) -> None:

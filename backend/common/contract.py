@@ -234,6 +234,7 @@ REMEMBERED = (
     "room_token",
     "start_key",
     "start_body",
+    "traceparent",
 )
 """Fields of ``session:{id}`` that an agent keeps, to give them back to a Redis that forgot."""
 

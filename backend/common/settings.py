@@ -12,14 +12,15 @@ from typing import Annotated, Literal, NoReturn, TypeVar
 
 from pydantic import BeforeValidator, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import NoDecode, SettingsConfigDict
 
+from backend.common.trace_settings import TraceSettings
 from backend.common.variables import HostId, RedisUrl, WebUrl, has_package, split, variable
 
 AnySettings = TypeVar("AnySettings", bound="CommonSettings")
 
 
-class CommonSettings(BaseSettings):
+class CommonSettings(TraceSettings):
     """What every program needs."""
 
     model_config = SettingsConfigDict(

@@ -1,5 +1,6 @@
 """The REST API. ``python -m backend.orchestrator.api`` serves it; ``create_app`` makes it for tests."""
 
+import asyncio
 import contextlib
 import socket
 import sys
@@ -13,7 +14,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from fastapi.security import HTTPBearer
 from loguru import logger
 
-from backend.common import logs, stalls
+from backend.common import logs, stalls, tracing
 from backend.common.settings import ApiSettings, read
 from backend.orchestrator import lifecycle, metrics, views
 from backend.orchestrator.auth import COOKIE, Client, Doorkeeper
@@ -97,7 +98,9 @@ async def start(
     body: StartRequest, house: TheHouse, client: TheClient, request: Request, key: IdempotencyKey = None
 ) -> StartResponse:
     """Start a session: the way into its room, with an agent in it or on its way."""
-    started = await lifecycle.start_session(house, client, body, key)
+    parent, arrived_at_ns = request.headers.get("traceparent", ""), request.scope.get("arrived_at_ns")
+    with tracing.begin("start", parent, began_at_ns=arrived_at_ns) as trace:
+        started = await lifecycle.start_session(house, client, body, key, trace)
     settings: ApiSettings = request.app.state.settings
     return StartResponse(
         session_id=started.session_id,
@@ -202,6 +205,7 @@ def create_app(settings: ApiSettings) -> FastAPI:
         app.state.house.rooms.on_made = app.state.metrics.room_made.observe
         yield
         await app.state.house.close()
+        await asyncio.to_thread(tracing.stop)  # uvicorn ends the process by the signal itself: nothing comes after this
 
     app = FastAPI(
         title="Greenroom",
@@ -229,6 +233,7 @@ def main() -> None:
     """Serve until told to stop."""
     settings = read(ApiSettings)
     logs.configure(settings, program="api")
+    tracing.start(settings, "api")
     if settings.python_script_path:
         logger.warning("PYTHON_SCRIPT_PATH is ignored: agents are forked from the launcher, no script is started")
     if not settings.api_keys:

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from loguru import logger
-from redis.exceptions import RedisError
 
+from backend.common import tracing
 from backend.common.contract import (
     AGENT_IDENTITY,
     Agent,
@@ -31,7 +31,8 @@ from backend.common.exchange import (
     session_arrives,
     session_settled,
 )
-from backend.orchestrator import pool, session
+from backend.common.tracing import NO_TRACE, Trace
+from backend.orchestrator import pool, session, texts
 from backend.orchestrator.auth import Client
 from backend.orchestrator.errors import (
     ForbiddenError,
@@ -51,8 +52,6 @@ SWEEP_STEP = 25
 SETTLE_STEP = 100
 ROOM_KEPT_MS = 10_000
 """How long a room outlives its session for the agent's goodbye, when no exit is reported."""
-TEXTS = {"voice_id": "Ashley", "opening_line": "", "system_prompt": ""}
-"""What a call is made of that a client may choose, and what it is by default; the agent has its own words for ''."""
 LIVEKIT_EVENTS = ("participant_joined", "participant_left", "room_finished")
 
 
@@ -68,21 +67,28 @@ class Started:
 # -- start -------------------------------------------------------------------------------------
 
 
-async def start_session(house: House, client: Client, request: StartRequest, key: str | None) -> Started:
+async def start_session(
+    house: House, client: Client, request: StartRequest, key: str | None, trace: Trace = NO_TRACE
+) -> Started:
     """Give the caller a session and, when one is warm, an agent.
 
     Raises: InvalidRequestError, KeyReusedError, FullError, UnavailableError
     """
     start = await _plan(house, client, request, key)
-    arrival = await _arrive(house, start)
+    trace.stage("admission")
+    arrival = await _arrive(house, replace(start, record={**start.record, **trace.carried()}))
     session_id = arrival.session_id
+    trace.stage("claim")
+    trace.note(session_id=session_id, agent_id=arrival.agent_id, outcome=arrival.outcome, state=arrival.state)
     if arrival.outcome is Outcome.AGAIN:
         return await _repeat(house, session_id)
     house.commands.refill_soon()
     await _make_sure_of_room(house, session_id, start.start_key)
-    await _keep_texts(house, client, request, start.user_id)
+    trace.stage("create_room")
+    await texts.keep(house, client, request, start.user_id)
     logger.info("session started", session_id=session_id, state=arrival.state, agent_id=arrival.agent_id)
     token = house.rooms.caller_token(session_id, start.record["caller_identity"], start.record["user_name"])
+    trace.stage("token")
     return Started(session_id=session_id, state=SessionState(arrival.state), token=token)
 
 
@@ -104,7 +110,7 @@ async def _plan(house: House, client: Client, request: StartRequest, key: str | 
         raise InvalidRequestError(str(error)) from None
     user = request.user_id or request.user_name
     user_id = f"{client.scope}/{user}" if client.scope else user
-    texts = await _texts(house, client, request, user_id)
+    chosen = await texts.chosen(house, client, request, user_id)
     proposed_id = session.new_session_id(await house.store.now_ms())
     return Start(
         proposed_id=proposed_id,
@@ -118,31 +124,13 @@ async def _plan(house: House, client: Client, request: StartRequest, key: str | 
         record={
             "user": user,
             "user_name": request.user_name,
-            "voice_id": texts.pop("voice_id"),
+            "voice_id": chosen.pop("voice_id"),
             "caller_identity": session.new_caller_identity(),
             "owner": client.page,
             "metadata": json.dumps(request.metadata or {}),
         },
-        prompt=texts,
+        prompt=chosen,
     )
-
-
-async def _texts(house: House, client: Client, request: StartRequest, user_id: str) -> dict[str, str]:
-    """Voice, opening line and prompt: what is asked for, else what this user had last, else our own."""
-    # Whoever opens the page may call themselves anything: it neither reads nor writes what a user had.
-    kept = {} if client.page else await house.store.user_config(user_id)
-    return TEXTS | kept | request.model_dump(include=set(TEXTS), exclude_none=True)
-
-
-async def _keep_texts(house: House, client: Client, request: StartRequest, user_id: str) -> None:
-    """Make what was asked for this user's defaults. The session is there: it goes on without them."""
-    asked = request.model_dump(include=set(TEXTS), exclude_none=True)
-    if client.page or not asked:
-        return
-    try:
-        await house.store.keep_user_config(user_id, asked)
-    except RedisError as error:
-        logger.warning("a user's defaults were not kept", error=type(error).__name__)
 
 
 async def _arrive(house: House, start: Start) -> Arrival:
@@ -280,13 +268,17 @@ async def _settle_one(house: House, session_id: str) -> bool:
     record = await house.store.session(session_id)
     if not await _is_over(house, record):
         return False
-    await house.rooms.delete(session_id)
-    if not await house.run(session_settled(session_id)):
-        return False
+    reason, ended_by = record.get("end_reason", ""), record.get("ended_by", "")
+    with tracing.begin(
+        "settle", record.get("traceparent", ""), session_id=session_id, end_reason=reason, ended_by=ended_by
+    ):
+        await house.rooms.delete(session_id)
+        if not await house.run(session_settled(session_id)):
+            return False
     logger.info(
         "session settled",
         session_id=session_id,
-        reason=record.get("end_reason"),
+        reason=reason,
         seconds=record.get("conversationDuration"),
     )
     return True

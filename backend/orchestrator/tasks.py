@@ -9,6 +9,7 @@ from celery.signals import worker_process_shutdown, worker_shutdown
 from loguru import logger
 from redis.exceptions import RedisError
 
+from backend.common import tracing
 from backend.common.contract import Agent, Ask
 from backend.common.exchange import agent_exited
 from backend.common.launcher_socket import LauncherError, ask
@@ -48,6 +49,7 @@ def _run(work: Work) -> None:
 
 async def _bounded(work: Work) -> None:
     if _process.house is None:
+        tracing.start(settings, "worker")
         _process.house = open_house(settings, app)
     async with asyncio.timeout(TASK_SECONDS):
         await work(_process.house)
@@ -57,6 +59,7 @@ async def _bounded(work: Work) -> None:
 def _close(**_: Any) -> None:
     if _process.loop and _process.house:
         _process.loop.run_until_complete(_process.house.close())
+        tracing.stop()
 
 
 @worker_shutdown.connect

@@ -1,6 +1,7 @@
 """What surrounds every request: limits, headers, errors in one shape, and the files of the page."""
 
 import json
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -58,6 +59,7 @@ class Limits:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        scope["arrived_at_ns"] = time.time_ns()  # Unix nanoseconds: a start's trace begins here
         if self._is_open and not _is_this_machine(scope):
             answer = _answer(ForbiddenError("Without API_KEYS only 127.0.0.1 and localhost are served: set API_KEYS"))
             await answer(scope, receive, send)

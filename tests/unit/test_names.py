@@ -97,7 +97,8 @@ def test_lua_lines_are_as_short_as_those_of_python() -> None:
 
 def test_what_an_agent_remembers_is_what_lua_or_the_api_writes_into_the_record() -> None:
     lua = " ".join(LUA_TEXTS.values())
-    orchestrator = " ".join(path.read_text() for path in (ROOT / "backend" / "orchestrator").glob("*.py"))
+    writers = [*(ROOT / "backend" / "orchestrator").glob("*.py"), ROOT / "backend" / "common" / "tracing.py"]
+    orchestrator = " ".join(path.read_text() for path in writers)
     for field in REMEMBERED:
         assert f"'{field}'" in lua or f'"{field}":' in orchestrator, field
 
