@@ -135,7 +135,9 @@ class _Together(Collector):
 async def scrape(house: House, metrics: ApiMetrics, accept: str) -> tuple[bytes, str]:
     """Answer one scrape: the text and its content type, as ``accept`` asks for it. Never fails, never waits long."""
     encode, content_type = choose_encoder(accept)
-    return encode(_Together(metrics, await _look(house, metrics))), content_type
+    shown = _Together(metrics, await _look(house, metrics))
+    # Beside the loop: 5 ms for one host, 70 ms for a thousand.
+    return await asyncio.to_thread(encode, shown), content_type
 
 
 async def _look(house: House, metrics: ApiMetrics) -> Look:
