@@ -108,6 +108,7 @@ MUTANTS = [
     ("_pool", "  redis.call('SREM', starting_key(host_id), agent_id)\n", ""),
     ("_pool", "  redis.call('ZREM', warm_key(host_id), agent_id)\n", ""),
     ("_shared", "  weigh(host_id)\n", ""),
+    ("agent_returns", "weigh(ARGV[3])\n", ""),
     ("_traffic", "math.max(0, (tonumber(known[3]) or 0) - replaced)", "(tonumber(known[3]) or 0) - replaced"),
     ("_traffic", "math.max(0, now - (tonumber(known[1]) or now))", "(now - (tonumber(known[1]) or now))"),
     ("_traffic", " * 0.5 ^ (passed / LIMITS.peak_half_life)", ""),

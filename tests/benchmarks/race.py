@@ -21,42 +21,13 @@ from backend.common import exchange as x
 from backend.common import keys
 from backend.common.contract import Agent, Assignment, EndReason, Start
 from backend.common.limits import Limits
+from tests.benchmarks.wire import Wire
 from tests.valkey_server import Valkey
 
 CEILING = 10**7
 """Nobody is refused here: what is measured is the claim."""
 
 PACED_CLAIMS_PER_SECOND = 400
-
-
-class Wire:
-    """One connection that speaks just enough RESP2; redis-py would be what is measured otherwise."""
-
-    def __init__(self, exchange: x.Exchange, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.exchange, self.reader, self.writer = exchange, reader, writer
-
-    async def command(self, *parts: str | int) -> object:
-        raw = [str(part).encode() for part in parts]
-        sizes = b"".join(b"$%d\r\n%s\r\n" % (len(part), part) for part in raw)
-        self.writer.write(b"*%d\r\n" % len(raw) + sizes)
-        return await self.answer()
-
-    async def answer(self) -> object:
-        line = await self.reader.readline()
-        kind, rest = line[:1], line[1:-2]
-        if kind == b"-":
-            raise RuntimeError(rest.decode())
-        if kind in (b"+", b":"):
-            return rest.decode() if kind == b"+" else int(rest)
-        if rest == b"-1":
-            return None
-        if kind == b"$":
-            return (await self.reader.readexactly(int(rest) + 2))[:-2].decode()
-        return [await self.answer() for _ in range(int(rest))]
-
-    async def run(self, call: x.Call[x.Reply]) -> x.Reply:
-        digest = self.exchange.digests[call.operation]
-        return call.read(await self.command("EVALSHA", digest, len(call.keys), *call.keys, *call.arguments))
 
 
 @dataclass

@@ -18,9 +18,11 @@ local function weigh(host_id)
   rank(PLACES, host_id, slots < capacity and starting < cores and capacity - slots)
 end
 
--- Take an agent out of those that are warm or starting.
+-- Take an agent out of those that are warm or starting; one in a call is in neither.
 local function leave_pool(agent_id)
-  local host_id = get(agent_key(agent_id), 'host_id')
+  local record = redis.call('HMGET', agent_key(agent_id), 'state', 'host_id')
+  if record[1] ~= 'warm' and record[1] ~= 'starting' then return end
+  local host_id = record[2]
   redis.call('ZREM', WARM, agent_id)
   redis.call('SREM', STARTING, agent_id)
   redis.call('ZREM', warm_key(host_id), agent_id)

@@ -31,6 +31,7 @@ end
 redis.call('SADD', host_key(ARGV[3]), ARGV[1])
 redis.call('HSET', KEYS[1], 'nonce', ARGV[2], 'host_id', ARGV[3], 'pid', ARGV[6])
 redis.call('PEXPIRE', KEYS[1], LIMITS.record_ttl)
+weigh(ARGV[3])
 if is_theirs or is_lost then
   redis.call('HSET', KEYS[1], 'session_id', '', 'generation', '')
   retire(ARGV[1])

@@ -19,18 +19,19 @@ if now < quiet_until then return {0} end
 
 local kill = {}
 local function to_kill(agent_id)
+  local record = redis.call('HMGET', agent_key(agent_id), 'host_id', 'nonce', 'state', 'session_id')
   kill[#kill + 1] = agent_id
-  kill[#kill + 1] = get(agent_key(agent_id), 'host_id')
-  kill[#kill + 1] = get(agent_key(agent_id), 'nonce')
+  kill[#kill + 1] = record[1] or ''
+  kill[#kill + 1] = record[2] or ''
+  return record[3], record[4]
 end
 
 local act = {}
 function act.agent(agent_id)
-  if get(agent_key(agent_id), 'state') == 'starting' then count('spawns_failed:late') end
-  to_kill(agent_id)
+  local state, session_id = to_kill(agent_id)
+  if state == 'starting' then count('spawns_failed:late') end
   retire(agent_id)
-  local session_id = get(agent_key(agent_id), 'session_id')
-  if session_id ~= '' and get(session_key(session_id), 'agent_id') == agent_id then arrive_again(session_id) end
+  if session_id and session_id ~= '' and get(session_key(session_id), 'agent_id') == agent_id then arrive_again(session_id) end
 end
 act.claim = act.agent
 function act.waiting(session_id)
