@@ -1,7 +1,7 @@
 # Two commands matter: `make run` and `make test`. Everything they need is fetched into .venv and .run.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format bench lock mutants clean
+.PHONY: help run test check format bench simulate lock mutants clean
 
 # The first Python that is new enough and really works: version managers leave commands that only print an error.
 WORKS := import sys, ensurepip, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
@@ -40,6 +40,10 @@ bench: ## Measure Greenroom beside livekit-agents, in one run; ARGS="..." for pa
 	@exec $(SETUP) -m backend.local.setup bench
 	@exec .venv/bin/python -m backend.local.livekit
 	@exec .venv/bin/python -m tests.benchmarks.bench $(ARGS)
+
+simulate: ## Simulate the pool against a fixed one and draw docs/pool.md
+	@exec $(SETUP) -m backend.local.setup simulate
+	@exec .venv/bin/python -m tests.benchmarks.simulate
 
 mutants: ## Break each Redis operation on purpose and see that a test notices
 	@exec $(SETUP) -m backend.local.setup test

@@ -193,16 +193,16 @@ def expire_leases(*, most: int = 25) -> Call[Sweep]:
     return Call(operation="expire_leases", keys=(keys.SWEEP,), arguments=(most,), read=replies.swept)
 
 
-def reserve_spawns(*, target: int, most: int, base: str, refills_per_second: float = 1.0) -> Call[Reserved]:
+def reserve_spawns(*, target: int, most: int, base: str, cores: int = 1) -> Call[Reserved]:
     """Take slots for the agents that shall start now, at most ``most``, on the hosts with the most room.
 
-    ``target`` are the warm agents wanted in the fleet; new ids are ``base`` and a number. ``refills_per_second``
-    is how many the fleet can start, see demand.py.
+    ``target`` are the warm agents wanted in the fleet; new ids are ``base`` and a number. ``cores`` are those of
+    the live hosts: how many agents they can start at a time, see demand.py.
     """
     return Call(
         operation="reserve_spawns",
         keys=(keys.POOL_PLACES,),
-        arguments=(target, most, base, str(refills_per_second)),
+        arguments=(target, most, base, max(1, cores)),
         read=replies.reserved,
     )
 

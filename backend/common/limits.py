@@ -30,6 +30,10 @@ class Limits:
     """A host whose launcher was not heard for five reports has no capacity."""
     host_ttl: int = 15_000
     """TTL of a host's record, renewed by each report."""
+    refill_look: int = 100
+    """Until a refill looks again while agents are missing."""
+    start_unknown: int = 1_000
+    """What a start is taken to last before any was seen: longer than a fork, shorter than a fresh interpreter."""
     rate_half_life: int = 60_000
     """How soon the rate of arrivals forgets: long enough for a steady figure, and a call lasts longer."""
     peak_half_life: int = 300_000

@@ -30,6 +30,7 @@ LOCKS = {
     "test": (RUNTIME, DEVELOPMENT),
     "check": (RUNTIME, DEVELOPMENT),
     "bench": (RUNTIME, DEVELOPMENT, PLOTS),
+    "simulate": (PLOTS,),
 }
 """What each make target needs of the locks."""
 
@@ -43,7 +44,7 @@ def main(goal: str) -> None:
         install(lock.stem, lock.read_text(), about="a minute or two the first time")
     if goal == "bench":
         install(PEERS.stem, PEERS.read_text(), about="a minute the first time", environment=PEER)
-    if goal != "check":
+    if goal not in ("check", "simulate"):
         install_page()
 
 

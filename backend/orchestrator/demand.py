@@ -12,10 +12,11 @@ and a caller sees the same distribution (arrivals see time averages), so one in
 
 waits. ``for_rate`` is the least N with which that is at most WAITING.
 
-**A burst.** Callers who come together are not independent, and the fleet starts only so many agents at once:
-``refills_per_second`` is the cores of all hosts over the time of a start. So what is to be replaced is kept as in a
-bucket: each caller adds one, and it drains at that speed. Nobody would have waited with as many warm agents as it ever
-held. That peak is remembered, and halves in ``peak_half_life``: bursts come in waves, and an hour later nobody pays.
+**A burst.** Callers who come together are not independent, and the fleet starts only as many agents at a time as it has
+``cores``. So what is to be replaced is followed as it happens, in the mean: each caller adds one, and it falls by
+``min(replacing, cores)`` a refill, the fluid of a queue with so many servers. Nobody would have waited with as many
+warm agents as there ever were to replace. That peak is remembered, and halves in ``peak_half_life``: bursts come in
+waves, and an hour later nobody pays.
 
 Redis keeps the five figures (``pool:demand``): lua/_traffic.lua is ``came`` and ``took`` in O(1), by its own clock.
 """
@@ -28,10 +29,6 @@ from backend.common.limits import Limits
 
 WAITING = 0.01
 """The share of callers in a steady stream who may have to wait."""
-LOOK_SECONDS = 0.1
-"""Until a refill looks again while agents are missing."""
-UNMEASURED_MS = 1_000.0
-"""What a start is taken to last before any was seen: longer than a fork, shorter than a fresh interpreter."""
 NOBODY = 0.5
 """Fewer callers than this in the count are none: a minute after a single one."""
 LARGE_MEAN, QUANTILE = 500.0, 2.33
@@ -46,18 +43,17 @@ class Demand:
     arrivals: float = 0.0
     """Callers, each of whom counts half after ``rate_half_life``."""
     replacing: float = 0.0
-    """Agents claimed and not replaced yet: the bucket."""
+    """Agents claimed and not replaced yet, in the mean."""
     peak: float = 0.0
-    """The most it held; halves in ``peak_half_life``."""
-    refills_per_second: float = 1.0
-    """How fast it drains; what refills said last."""
+    """The most of them; halves in ``peak_half_life``."""
+    cores: float = 1.0
+    """How many agents the fleet starts at a time; what refills said last."""
     start_ms: float | None = None
     """From the reserved slot to the agent's arrival, of the last eight or so; None before the first."""
 
-    @property
-    def start_seconds(self) -> float:
-        """How long a start is taken to last."""
-        return max(1.0, UNMEASURED_MS if self.start_ms is None else self.start_ms) / 1000
+    def refill_ms(self, limits: Limits) -> float:
+        """From a claim to the next agent's arrival."""
+        return (limits.start_unknown if self.start_ms is None else self.start_ms) + limits.refill_look
 
 
 def read(record: Mapping[str, str]) -> Demand:
@@ -86,21 +82,24 @@ def faded(demand: Demand, now_ms: float, limits: Limits) -> Demand:
         demand,
         at_ms=now_ms,
         arrivals=demand.arrivals * 0.5 ** (passed_ms / limits.rate_half_life),
-        replacing=max(0.0, demand.replacing - passed_ms / 1000 * demand.refills_per_second),
+        replacing=still_replacing(demand.replacing, passed_ms, demand.cores, demand.refill_ms(limits)),
         peak=demand.peak * 0.5 ** (passed_ms / limits.peak_half_life),
     )
 
 
-def refills_per_second(demand: Demand, cores: int) -> float:
-    """How many agents the fleet can start: one a core at a time."""
-    return cores / demand.start_seconds
+def still_replacing(number: float, passed_ms: float, cores: float, refill_ms: float) -> float:
+    """How many of so many agents are still to be replaced after some time: as many at a time as there are cores."""
+    all_started_after_ms = max(0.0, number - cores) * refill_ms / cores
+    if passed_ms < all_started_after_ms:
+        return number - passed_ms * cores / refill_ms
+    return min(number, cores) * math.exp((all_started_after_ms - passed_ms) / refill_ms)
 
 
 def target(demand: Demand, limits: Limits, *, least: int, most: int) -> int:
     """Warm agents wanted, between ``least`` and ``most`` (``least`` wins); ``demand`` is faded to now."""
     # A stream of r a second has r * half-life / ln 2 such callers in the count.
     rate = demand.arrivals * math.log(2) * 1000 / limits.rate_half_life if demand.arrivals >= NOBODY else 0.0
-    steady = for_rate(rate * (demand.start_seconds + LOOK_SECONDS), most)
+    steady = for_rate(rate * demand.refill_ms(limits) / 1000, most)
     # Rounded, or the last thousandth of a caller would keep an agent for an hour.
     return max(least, min(most, max(steady, math.floor(demand.peak + 0.5))))
 

@@ -56,17 +56,16 @@ async def refill_while_missing(house: House) -> None:
     for _ in range(PASSES):
         if not (await _refill(house)).missing:
             return
-        await asyncio.sleep(demand.LOOK_SECONDS)
+        await asyncio.sleep(house.limits.refill_look / 1000)
 
 
 async def _refill(house: House) -> Reserved:
     wanted = await target(house)
-    fleet, known = await house.store.fleet_size(), await house.store.demand()
     call = reserve_spawns(
         target=wanted,
         most=RESERVED_AT_ONCE,
         base=f"a_{await house.store.now_ms()}_{session.short_id()}",
-        refills_per_second=demand.refills_per_second(known, fleet.cores),
+        cores=(await house.store.fleet_size()).cores,
     )
     reserved = await house.run(call)
     for agent in reserved.agents:

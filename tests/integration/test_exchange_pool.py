@@ -158,7 +158,7 @@ def assert_same(found: demand.Demand, expected: demand.Demand) -> None:
 
 
 def test_redis_counts_callers_as_the_rule_does(calm: Desk) -> None:
-    calm.do(x.reserve_spawns(target=0, most=1, base="r", refills_per_second=0.25))
+    calm.do(x.reserve_spawns(target=0, most=1, base="r", cores=2))
     expected = known(calm)
     draw = random.Random(7)  # noqa: S311  # a test's own dice
     for number in range(40):

@@ -12,7 +12,7 @@ from backend.orchestrator import demand
 from backend.orchestrator.demand import Demand
 
 LIMITS = Limits()
-STARTED = Demand(start_ms=900.0, refills_per_second=2.0)
+STARTED = Demand(start_ms=900.0, cores=2.0)
 """With the time until a refill looks: a refill lasts a second."""
 
 
@@ -42,15 +42,30 @@ def test_a_burst_is_wanted_again_and_half_of_it_after_a_half_life() -> None:
     assert [wanted(known, 60 * minutes * waves) for waves in range(5)] == [40, 20, 10, 5, 3]
 
 
-def test_callers_who_come_as_fast_as_agents_do_leave_no_more_than_one_to_replace() -> None:
-    known = after_callers(*(number * 0.5 for number in range(50)))
-    assert (known.replacing, known.peak) == (1.0, 1.0)
+def test_callers_who_come_slower_than_agents_do_leave_hardly_more_than_one_to_replace() -> None:
+    known = after_callers(*(number * 5.0 for number in range(50)))
+    assert known.peak == pytest.approx(1.0, abs=0.01)
+
+
+def test_of_a_stream_as_many_are_to_be_replaced_as_come_in_a_refill() -> None:
+    known = after_callers(*(number * 0.1 for number in range(400)), known=Demand(start_ms=900.0, cores=50.0))
+    assert known.replacing == pytest.approx(10 + 0.5, abs=0.1)
 
 
 def test_a_burst_that_agents_come_too_slowly_for_is_remembered_at_its_deepest() -> None:
-    known = after_callers(*(number * 0.25 for number in range(9)))  # four a second, two of which are replaced
-    assert known.peak == pytest.approx(1 + 8 * 0.5)
-    assert after_callers(60.0, known=known).replacing == 1.0
+    known = after_callers(*(number * 0.25 for number in range(41)))  # four a second, two of which are replaced
+    assert 1 + 40 * 0.5 < known.peak < 41 * 0.5 + 2
+    assert after_callers(60.0, known=known).replacing == pytest.approx(1.0)
+
+
+@given(st.floats(0, 500), st.floats(0, 60_000), st.floats(0, 60_000), st.floats(1, 64), st.floats(1, 10_000))
+def test_what_is_replaced_in_two_steps_is_replaced_in_one(
+    number: float, first: float, second: float, cores: float, refill: float
+) -> None:
+    between = demand.still_replacing(number, first, cores, refill)
+    assert 0 <= between <= number
+    in_two = demand.still_replacing(between, second, cores, refill)
+    assert in_two == pytest.approx(demand.still_replacing(number, first + second, cores, refill), rel=1e-6, abs=1e-6)
 
 
 def test_the_rate_of_a_steady_stream_is_found() -> None:
@@ -105,11 +120,6 @@ def test_starts_are_learnt_and_an_odd_one_hardly_counts() -> None:
     known = demand.took(Demand(), 300.0)
     assert known.start_ms == 300.0
     assert demand.took(known, 1_100.0).start_ms == 400.0
-
-
-def test_a_fleet_starts_one_agent_a_core_at_a_time() -> None:
-    assert demand.refills_per_second(Demand(start_ms=250.0), 8) == 32.0
-    assert demand.refills_per_second(Demand(), 8) == 8.0
 
 
 def test_a_clock_that_was_set_back_forgets_nothing() -> None:

@@ -31,7 +31,8 @@ function act.agent(agent_id)
   local state, session_id = to_kill(agent_id)
   if state == 'starting' then count('spawns_failed:late') end
   retire(agent_id)
-  if session_id and session_id ~= '' and get(session_key(session_id), 'agent_id') == agent_id then arrive_again(session_id) end
+  local is_theirs = session_id and session_id ~= '' and get(session_key(session_id), 'agent_id') == agent_id
+  if is_theirs then arrive_again(session_id) end
 end
 act.claim = act.agent
 function act.waiting(session_id)
