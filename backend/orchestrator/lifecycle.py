@@ -48,8 +48,7 @@ ARRIVAL_SECONDS = 1.0
 """Not longer than a command waits for Redis: what is answered with 503 must not be allowed to happen later."""
 ARRIVAL_MARGIN_MS = 250
 """For the answer's way back: what Redis does in the last moment must not be answered with 503."""
-SWEEP_STEP = 25
-SETTLE_STEP = 100
+SWEEP_STEP, SETTLE_STEP = 25, 100
 ROOM_KEPT_MS = 10_000
 """How long a room outlives its session for the agent's goodbye, when no exit is reported."""
 LIVEKIT_EVENTS = ("participant_joined", "participant_left", "room_finished")
@@ -83,7 +82,10 @@ async def start_session(
     if arrival.outcome is Outcome.AGAIN:
         return await _repeat(house, session_id)
     house.commands.refill_soon()
-    await _make_sure_of_room(house, session_id, start.start_key)
+    if session_id == start.proposed_id:
+        await _make_room(house, session_id, start.start_key)
+    else:  # it is the agent's own, unless LiveKit closed it a moment ago: nobody waits to hear that it is there
+        house.in_background(house.rooms.create(session_id))
     trace.stage("create_room")
     await texts.keep(house, client, request, start.user_id)
     logger.info("session started", session_id=session_id, state=arrival.state, agent_id=arrival.agent_id)
@@ -92,8 +94,7 @@ async def start_session(
     return Started(session_id=session_id, state=SessionState(arrival.state), token=token)
 
 
-async def _make_sure_of_room(house: House, session_id: str, start_key: str) -> None:
-    """The agent's own room is there already, unless it closed a moment ago; who waits needs one."""
+async def _make_room(house: House, session_id: str, start_key: str) -> None:
     try:
         await house.rooms.create(session_id)
     except UnavailableError:
