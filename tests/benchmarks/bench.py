@@ -91,8 +91,11 @@ async def measure(systems: list[System], options: argparse.Namespace, rows: dict
 
 def about(options: argparse.Namespace) -> dict[str, Any]:
     """What, when and on what machine; no names of it."""
+    arguments = f"--calls {options.calls} --minutes {options.minutes:g}"
+    if options.only != list(SECTIONS):
+        arguments += f" --only '{','.join(options.only)}'"
     return {
-        "command": f"make bench ARGS='--calls {options.calls} --minutes {options.minutes:g}'",
+        "command": f'make bench ARGS="{arguments}"',
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
         "cores": os.cpu_count(),
         "memory_gb": round(psutil.virtual_memory().total / 1e9),

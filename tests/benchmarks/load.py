@@ -9,7 +9,6 @@ which. Prints a table in Markdown. Callers share the machine's cores with all th
 
 import argparse
 import asyncio
-import json
 import os
 import sys
 import tempfile
@@ -19,8 +18,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import redis
 
 from backend.common import keys
 from backend.common.limits import Limits
@@ -104,9 +101,7 @@ class Load:
     def __init__(self, system: Greenroom, callers: Callers, livekit_pid: int) -> None:
         self._system, self._callers = system, callers
         self._pids = system.roots() | {"livekit": livekit_pid, "callers": callers.pid}
-        kept = json.loads((system.house.run_dir / "kept.json").read_text())
-        url = f"redis://:{kept['redis_password']}@127.0.0.1:{kept['ports']['redis']}/0"
-        self._redis: Any = redis.Redis.from_url(url, decode_responses=True)
+        self._redis = system.redis()
         self._calls: list[Placed] = []
 
     async def climb(self, *, step: int, seconds: float, most: int) -> list[Step]:

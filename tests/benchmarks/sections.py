@@ -199,7 +199,7 @@ async def _cost_of_calls(bench: Bench, system: System, idle: dict[str, float]) -
     per_start = {n: (used - idle[n] * seconds) / calls - per_second[n] * lasted for n, used in whole.items()}
     concealed = [one["concealed_seconds"] for one in over if one]
     row: Row = {"system": system.name, "idle": idle, "per_second": per_second, "per_start": per_start}
-    return row | {"concealed_seconds": concealed}
+    return row | {"concealed_seconds": concealed, "start_ms": system.start_ms()}
 
 
 def _difference(after: dict[str, float], before: dict[str, float]) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """The systems that are measured: each answers the same two requests and has the same number of agents warm."""
 
 import asyncio
+import json
 import os
 import shutil
 import signal
@@ -14,7 +15,9 @@ from typing import Any
 
 import httpx2 as httpx
 import psutil
+import redis
 
+from backend.common import keys
 from backend.local.setup import PEER_PYTHON
 from tests.acceptance.house import House
 from tests.benchmarks import costs
@@ -64,6 +67,10 @@ class System(ABC):
     @abstractmethod
     def agents(self) -> list[int]:
         """Every process of an agent, warm or live."""
+
+    def start_ms(self) -> float | None:
+        """From the reserved slot to the warm agent, of the last eight or so; None where nobody counts it."""
+        return None
 
     async def settle(self) -> None:
         """Wait until the next call finds what the first one found."""
@@ -116,6 +123,18 @@ class Greenroom(System):
         stats = self.house.get("/stats")
         states = Counter(stats["agents"])
         return states["warm"] == WARM == len(self.agents()) and stats["pool"]["starting"] == 0
+
+    def redis(self) -> Any:
+        """A client of its Redis."""
+        kept = json.loads((self.house.run_dir / "kept.json").read_text())
+        url = f"redis://:{kept['redis_password']}@127.0.0.1:{kept['ports']['redis']}/0"
+        return redis.Redis.from_url(url, decode_responses=True)
+
+    def start_ms(self) -> float | None:
+        """As the pool itself measures it."""
+        with self.redis() as client:
+            known = client.hget(keys.POOL_DEMAND, "start_ms")
+        return float(known) if known else None
 
     async def agent_pid(self, session_id: str) -> int:
         """As the API says."""
