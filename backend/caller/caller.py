@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from types import TracebackType
 from typing import Any, TypeVar
 
+from backend.caller.devices import Devices
 from backend.caller.errors import CallFailedError, PutOutError, UnansweredError, UnheardError
 from backend.caller.participant import Participant, Transcript
 from backend.caller.rest import Greenroom, Started
@@ -33,10 +34,11 @@ class Caller:
         greenroom: Greenroom,
         *,
         stages: Stages | None = None,
+        devices: Devices | None = None,
         on_transcript: Callable[[Transcript], None] = lambda _: None,
     ) -> None:
         self.stages = stages or Stages()
-        self.participant = Participant(stages=self.stages, on_transcript=on_transcript)
+        self.participant = Participant(stages=self.stages, devices=devices, on_transcript=on_transcript)
         self._greenroom = greenroom
         self._key = uuid.uuid4().hex
         self._starting: asyncio.Future[Started] | None = None
@@ -82,9 +84,8 @@ class Caller:
         Raises: UnheardError, PutOutError
         """
         error = UnheardError(f"nothing was heard within {within:g} s")
-        await self.unless_out(self.participant.ear.sound(), within=within, error=error)
-        # The moment is noted by a task of its own, which runs next.
-        await asyncio.sleep(0)
+        heard_at = await self.unless_out(self.participant.ear.sound(), within=within, error=error)
+        self.stages.reach(Stage.FIRST_SOUND, heard_at)
         return self.stages.reached_ms[Stage.FIRST_SOUND]
 
     async def finished_speaking(self, *, within: float) -> None:
@@ -102,6 +103,12 @@ class Caller:
         error = UnansweredError(f"no answer was heard within {within:g} s")
         answer = await self.unless_out(self.participant.ear.utterance(since=asked_at), within=within, error=error)
         return (answer.began - asked_at) * 1000
+
+    async def stay(self, *, seconds: float) -> None:
+        """Stay for so long. Raises: PutOutError"""
+        forever = asyncio.Event().wait()
+        with contextlib.suppress(UnansweredError):
+            await self.unless_out(forever, within=max(seconds, 0.0), error=UnansweredError())
 
     async def end(self) -> None:
         """End the session, if one was started; again changes nothing. Raises: RefusedError, UnavailableError"""

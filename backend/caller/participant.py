@@ -9,6 +9,7 @@ from types import TracebackType
 from livekit import rtc
 from livekit.rtc.participant import PublishTrackError
 
+from backend.caller.devices import Devices
 from backend.caller.errors import UnavailableError
 from backend.caller.hearing import RATE, Ear
 from backend.caller.speaking import QUEUE_MS, Mouth
@@ -31,6 +32,8 @@ class Transcript:
     text: str = field(repr=False)
     is_final: bool
     segment: str
+    is_own: bool = False
+    """Whether it is what this caller said."""
 
 
 class Participant:
@@ -41,14 +44,17 @@ class Participant:
         *,
         stages: Stages | None = None,
         ear: Ear | None = None,
+        devices: Devices | None = None,
         on_transcript: Callable[[Transcript], None] = lambda _: None,
     ) -> None:
         self.room = rtc.Room()
         self.ear, self.mouth = ear or Ear(), Mouth()
+        self.devices = devices
         self.stages = stages or Stages()
         self.is_out = asyncio.Event()
         """Set when it left, or was put out of, the room."""
         self.tracks: list[rtc.Track] = []
+        """What of others can be heard."""
         self._on_transcript = on_transcript
         self._source: rtc.AudioSource | None = None
         self._microphone: rtc.LocalTrackPublication | None = None
@@ -68,9 +74,11 @@ class Participant:
         await self.leave()
 
     async def join(self, url: str, token: str, *, with_microphone: bool = True) -> None:
-        """Join, and send silence until there is something to say. Raises: UnavailableError"""
+        """Join, with a microphone that is silent until there is something to say. Raises: UnavailableError"""
         # Never cancelled: that leaves a ghost in the room, and LiveKit's library ends the process 15 s later.
         self._joining = asyncio.ensure_future(self.room.connect(url, token))
+        # A failure that nobody waits for any more would be logged, with the token in it.
+        self._joining.add_done_callback(lambda joining: joining.cancelled() or joining.exception())
         done, _ = await asyncio.wait({self._joining}, timeout=CONNECT_SECONDS)
         if not done:
             raise UnavailableError(f"LiveKit at {url} does not answer within {CONNECT_SECONDS:.0f} s")
@@ -93,23 +101,31 @@ class Participant:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         leaving = asyncio.ensure_future(self._disconnect())
         await asyncio.wait({leaving}, timeout=LEAVE_SECONDS)
+        if self.devices:
+            await self.devices.close()
         if self._source:
             await self._source.aclose()
             self._source = None
+
+    @property
+    def spoken_loudness(self) -> float:
+        """How loud the caller is: root mean square of the last 16-bit samples."""
+        return self.devices.loudness if self.devices else self.mouth.loudness
 
     async def type(self, text: str, *, topic: str = CHAT) -> None:
         """Send a typed message."""
         await self.room.local_participant.send_text(text, topic=topic)
 
     async def _publish(self) -> None:
-        self._source = rtc.AudioSource(RATE, 1, queue_size_ms=QUEUE_MS)
+        self._source = self.devices.source if self.devices else rtc.AudioSource(RATE, 1, queue_size_ms=QUEUE_MS)
         track = rtc.LocalAudioTrack.create_audio_track("microphone", self._source)
         options = rtc.TrackPublishOptions(source=rtc.TrackSource.SOURCE_MICROPHONE)
         try:
             self._microphone = await self.room.local_participant.publish_track(track, options)
         except PublishTrackError:  # after 10 s of its own, or because the room was lost
             raise UnavailableError("LiveKit does not take the microphone") from None
-        self._start(self.mouth.speak(self._source))
+        if self.devices is None:
+            self._start(self.mouth.speak(self._source))
 
     async def _disconnect(self) -> None:
         if self._microphone and self.room.isconnected():
@@ -128,6 +144,8 @@ class Participant:
         self.stages.reach(Stage.SUBSCRIBED)
         self.tracks.append(track)
         self._start(self.ear.listen(track))
+        if self.devices:
+            self._start(self.devices.play(track))
         self._start(self._note_first_sound())
 
     def _on_disconnected(self, *_: object) -> None:
@@ -147,7 +165,8 @@ class Participant:
             reader.close()
         attributes = reader.info.attributes or {}
         is_final = attributes.get("lk.transcription_final") == "true"
-        self._on_transcript(Transcript(speaker, text, is_final, attributes.get("lk.segment_id", "")))
+        is_own = speaker == self.room.local_participant.identity
+        self._on_transcript(Transcript(speaker, text, is_final, attributes.get("lk.segment_id", ""), is_own))
 
     def _start(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.ensure_future(work)

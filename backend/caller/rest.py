@@ -12,6 +12,8 @@ from backend.caller.errors import RefusedError, UnavailableError
 
 REQUEST_SECONDS = 10.0
 """More than the API allows itself, its waits for Redis and LiveKit included."""
+KEEP_SECONDS = 3.0
+"""Less than a server keeps an idle connection: the API does for 5 s."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +36,7 @@ class Greenroom:
             headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
             timeout=aiohttp.ClientTimeout(total=REQUEST_SECONDS),
             # No queue of our own: a burst is to reach the API as one.
-            connector=aiohttp.TCPConnector(limit=0),
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_SECONDS),
         )
 
     async def __aenter__(self) -> "Greenroom":
@@ -67,8 +69,7 @@ class Greenroom:
         self, method: str, path: str, body: Mapping[str, Any] | None = None, headers: Mapping[str, str] | None = None
     ) -> dict[str, Any]:
         try:
-            async with self._client.request(method, self._url + path, json=body, headers=headers) as answer:
-                text, status = await answer.text(), answer.status
+            text, status = await self._send(method, path, body, headers)
         except (TimeoutError, aiohttp.ClientError, ValueError) as error:  # ValueError: no such address can be
             raise UnavailableError(f"{self._url} does not answer: {_cause(error)}") from None
         parsed = _parse(text)
@@ -80,6 +81,21 @@ class Greenroom:
         if not parsed:
             raise UnavailableError(f"{self._url} is no Greenroom: its answer is not JSON")
         return parsed
+
+    async def _send(
+        self, method: str, path: str, body: Mapping[str, Any] | None, headers: Mapping[str, str] | None
+    ) -> tuple[str, int]:
+        async def once() -> tuple[str, int]:
+            async with self._client.request(method, self._url + path, json=body, headers=headers) as answer:
+                return await answer.text(), answer.status
+
+        try:
+            return await once()
+        except aiohttp.ClientConnectorError:
+            raise
+        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
+            # The server closed the idle connection just then. Every request here may be repeated.
+            return await once()
 
 
 def _parse(text: str) -> dict[str, Any]:
@@ -93,4 +109,6 @@ def _parse(text: str) -> dict[str, Any]:
 def _cause(error: Exception) -> str:
     if isinstance(error, TimeoutError):
         return f"nothing came within {REQUEST_SECONDS:.0f} s"
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return error.strerror or "no connection"
     return str(error) or type(error).__name__

@@ -49,11 +49,12 @@ class Recording:
 
 
 class Mouth:
-    """Feeds one audio source, in real time."""
+    """Feeds one audio source, in real time. While there is nothing to say LiveKit's library sends silence itself."""
 
     def __init__(self) -> None:
         self.loudness = 0.0
         self._to_say = bytearray()
+        self._has_words = asyncio.Event()
         self._said = asyncio.Event()
         self._said_at = 0.0
 
@@ -61,19 +62,26 @@ class Mouth:
         """Say 16-bit mono sound at ``RATE``; returns the moment at which the last of it left."""
         self._to_say += sound
         self._said.clear()
+        self._has_words.set()
         await self._said.wait()
         return self._said_at
 
     async def speak(self, source: rtc.AudioSource) -> None:
-        """Send silence, and what is to be said, until cancelled."""
+        """Send what is to be said, until cancelled."""
         while True:
+            await self._has_words.wait()
             part = bytes(self._to_say[:FRAME_BYTES])
             del self._to_say[:FRAME_BYTES]
-            await source.capture_frame(rtc.AudioFrame(part.ljust(FRAME_BYTES, b"\0"), RATE, 1, FRAME_SAMPLES))
             self.loudness = loudness(part)
-            if part and not self._to_say:
-                self._said_at = time.monotonic() + source.queued_duration
-                self._said.set()
+            await source.capture_frame(rtc.AudioFrame(part.ljust(FRAME_BYTES, b"\0"), RATE, 1, FRAME_SAMPLES))
+            if not self._to_say:
+                self._rest(source)
+
+    def _rest(self, source: rtc.AudioSource) -> None:
+        self.loudness = 0.0
+        self._said_at = time.monotonic() + source.queued_duration
+        self._has_words.clear()
+        self._said.set()
 
 
 def _mix(content: bytes, channels: int) -> bytes:

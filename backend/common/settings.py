@@ -12,16 +12,16 @@ from typing import Annotated, Literal, NoReturn, TypeVar
 
 from pydantic import BeforeValidator, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
-from pydantic_settings import NoDecode, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from backend.common.trace_settings import TraceSettings
-from backend.common.variables import HostId, RedisUrl, WebUrl, has_package, split, variable
+from backend.common.variables import HostId, HttpUrl, RedisUrl, WebUrl, has_package, split, variable
 
-AnySettings = TypeVar("AnySettings", bound="CommonSettings")
+AnySettings = TypeVar("AnySettings", bound=BaseSettings)
 
 
 class CommonSettings(TraceSettings):
-    """What every program needs."""
+    """What every program of the house needs."""
 
     model_config = SettingsConfigDict(
         env_file=".env",
@@ -235,7 +235,24 @@ class LocalSettings(CommonSettings):
     port: int = variable("PORT", "port of the API and the page", 8000, ge=1, le=65_535)
 
 
-PROGRAMS: tuple[type[CommonSettings], ...] = (LauncherSettings, ApiSettings, WorkerSettings, LocalSettings)
+class CallerSettings(BaseSettings):
+    """``greenroom call``, which is no program of the house."""
+
+    model_config = SettingsConfigDict(
+        env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True, hide_input_in_errors=True
+    )
+
+    greenroom_url: HttpUrl = variable("GREENROOM_URL", "the Greenroom that is called", "http://127.0.0.1:8000")
+    greenroom_api_key: SecretStr | None = variable("GREENROOM_API_KEY", "one of its API_KEYS, where it has any", None)
+
+
+PROGRAMS: tuple[type[BaseSettings], ...] = (
+    LauncherSettings,
+    ApiSettings,
+    WorkerSettings,
+    LocalSettings,
+    CallerSettings,
+)
 
 
 def read(program: type[AnySettings]) -> AnySettings:
@@ -246,13 +263,13 @@ def read(program: type[AnySettings]) -> AnySettings:
         _stop(program, error)
 
 
-def _stop(program: type[CommonSettings], error: ValidationError) -> NoReturn:
+def _stop(program: type[BaseSettings], error: ValidationError) -> NoReturn:
     for problem in error.errors(include_context=False, include_url=False):
         print(explain(program, problem), file=sys.stderr)  # noqa: T201  # logs are not configured yet
     raise SystemExit(2)
 
 
-def explain(program: type[CommonSettings], problem: ErrorDetails) -> str:
+def explain(program: type[BaseSettings], problem: ErrorDetails) -> str:
     """Say in one line which variable is wrong, what it got and what it takes; never a secret's value."""
     message = problem["msg"].removeprefix("Value error, ")
     if not problem["loc"]:

@@ -44,6 +44,7 @@ def has_package(module: str) -> bool:
 
 HostId = Annotated[str, AfterValidator(_host_id)]
 WebUrl = Annotated[str, _url("ws", "wss", "http", "https")]
+HttpUrl = Annotated[str, _url("http", "https")]
 RedisUrl = Annotated[str, AfterValidator(_redis_url)]
 
 

@@ -7,6 +7,7 @@ interrupted is.
 
 import hashlib
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -34,6 +35,11 @@ LOCKS = {
 }
 """What each make target needs of the locks."""
 
+COMMAND_SCRIPT = """#!/bin/sh
+# Written by backend/local/setup.py.
+PYTHONPATH={root}${{PYTHONPATH:+:$PYTHONPATH}} exec {python} -m backend.caller "$@"
+"""
+
 OLDEST_NPM = 7
 """The first npm that reads the lock file's version."""
 
@@ -44,6 +50,7 @@ def main(goal: str) -> None:
         install(lock.stem, lock.read_text(), about="a minute or two the first time")
     if goal == "bench":
         install(PEERS.stem, PEERS.read_text(), about="a minute the first time", environment=PEER)
+    install_command()
     if goal not in ("check", "simulate"):
         install_page()
 
@@ -73,6 +80,22 @@ def install_tool(name: str) -> None:
 def packages() -> Path:
     """Where the environment's packages are."""
     return next((VENV / "lib").glob("python3*/site-packages"))
+
+
+def install_command() -> None:
+    """Write the command ``greenroom`` of this checkout, which runs in any folder.
+
+    The project itself is not installed: that would need setuptools, which environments have no more since Python 3.12.
+    """
+    # By absolute paths, as pip writes it too: the command may be linked to from anywhere.
+    command, python = VENV / "bin" / "greenroom", VENV / "bin" / "python"
+    script = COMMAND_SCRIPT.format(root=shlex.quote(str(ROOT)), python=shlex.quote(str(python)))
+    if command.exists() and command.read_text() == script:
+        return
+    part = command.with_suffix(".part")
+    part.write_text(script)
+    part.chmod(0o755)
+    part.replace(command)
 
 
 def install_page() -> None:

@@ -267,6 +267,23 @@ def test_failed_installation_is_tried_again_and_a_finished_one_is_not(
     assert len(calls.read_text().splitlines()) == 3, "failed, done, not again, and again for another lock"
 
 
+def test_the_command_is_written_once_and_runs_this_checkout_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environment = tmp_path / "an environment" / "bin"
+    command, python = environment / "greenroom", environment / "python"
+    environment.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(setup, "VENV", environment.parent)
+    setup.install_command()
+    written_at = command.stat().st_mtime_ns
+    setup.install_command()
+    assert command.stat().st_mtime_ns == written_at
+    shown = subprocess.run((command, "call", "--help"), cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert shown.stdout.startswith("usage: greenroom call")
+
+
 def test_what_takes_long_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(steps, "QUIET_SECONDS", 0.05)
