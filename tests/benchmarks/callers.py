@@ -18,6 +18,10 @@ from tests.benchmarks.calling import Order, write_order
 FORK_SECONDS = 0.02
 """What it takes to have one more caller ready, on a busy machine."""
 
+WORD_SECONDS = 30.0
+"""How late a caller's last word may come."""
+UNTOLD = {"stage": "lost", "why": "its process ended without a word"}
+
 
 @dataclass
 class Placed:
@@ -84,6 +88,8 @@ class Callers:
             order = Order(number=number, url=url, at=at, stay=stay, **more)
             call = Placed(order, loop.create_future(), loop.create_future())
             self._calls[number] = call
+            # The library may end a process that has tried to connect in vain, without a word of ours.
+            loop.call_later(order.patience + stay + WORD_SECONDS, call.take, UNTOLD)
             self._write(write_order(order))
             placed.append(call)
         return placed
@@ -91,6 +97,7 @@ class Callers:
     def hang_up(self, call: Placed) -> None:
         """Let a caller end its call now."""
         self._write(json.dumps({"end": call.order.number}) + "\n")
+        asyncio.get_running_loop().call_later(WORD_SECONDS, call.take, UNTOLD)
 
     @property
     def _out(self) -> int:

@@ -132,7 +132,8 @@ def targets(rows: dict[str, list[Row]]) -> list[list[str]]:
     for name, each in _by_system(rows.get("processor", [])):
         if name != PEER:
             lines.append(_at_most(f"a warm agent's idle time ({name})", 1, _idle(each[0])[0], "% of a core"))
-            lines.append(_at_most(f"reserved slot to warm agent ({name})", 250, each[-1].get("start_ms") or 0, "ms"))
+            if start_ms := each[-1].get("start_ms"):
+                lines.append(_at_most(f"reserved slot to warm agent ({name})", 250, start_ms, "ms"))
     return lines
 
 
