@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 from pipecat.audio.turn.smart_turn.base_smart_turn import SmartTurnParams
 from pipecat.audio.turn.smart_turn.local_smart_turn_v3 import LocalSmartTurnAnalyzerV3
-from pipecat.audio.vad.silero import SileroVADAnalyzer
 from pipecat.frames.frames import (
     BotStartedSpeakingFrame,
     BotStoppedSpeakingFrame,
     ErrorFrame,
     Frame,
+    InputAudioRawFrame,
     InterruptionFrame,
     LLMMessagesAppendFrame,
     LLMUpdateSettingsFrame,
@@ -32,6 +32,7 @@ from backend.agent.briefing import Turn
 from backend.agent.room import JoinedTransport
 from backend.agent.stages import Stage
 from backend.agent.turn_trace import TurnTrace
+from backend.agent.voice_activity import VoiceActivity
 from backend.agent.voices import GoodbyeFrame, Voice
 from backend.agent.voices.shared import Socket
 from backend.agent.witness import Witness
@@ -48,20 +49,33 @@ SMART_TURN_SECONDS = 1.2
 class Models:
     """What hears that someone speaks, and that they are done. Loaded before the fork, used by one call."""
 
-    voice_activity: SileroVADAnalyzer
+    voice_activity: VoiceActivity
     end_of_turn: LocalSmartTurnAnalyzerV3
 
     @classmethod
     def load(cls) -> "Models":
         """Load both from the wheel: 0.3 s, no network."""
-        return cls(SileroVADAnalyzer(), LocalSmartTurnAnalyzerV3(params=SmartTurnParams(stop_secs=SMART_TURN_SECONDS)))
+        return cls(VoiceActivity(), LocalSmartTurnAnalyzerV3(params=SmartTurnParams(stop_secs=SMART_TURN_SECONDS)))
+
+
+class Heard(FrameProcessor):
+    """Stands after the ears: the caller's sound ends here, which nobody further down wants, 31 times a second."""
+
+    def __init__(self) -> None:
+        super().__init__(enable_direct_mode=True)
+
+    async def process_frame(self, frame: Frame, direction: FrameDirection) -> None:
+        """Pass on all else."""
+        if not isinstance(frame, InputAudioRawFrame):
+            await super().process_frame(frame, direction)
+            await self.push_frame(frame, direction)
 
 
 class Spoken(FrameProcessor):
     """Stands after the output: what arrives here, the caller is about to hear."""
 
     def __init__(self, said: Callable[[str], None], farewell: Callable[[], None]) -> None:
-        super().__init__()
+        super().__init__(enable_direct_mode=True)  # it only looks: no queue, no task
         self.is_silent = asyncio.Event()
         self.is_silent.set()
         self.last_words_over = asyncio.Event()
@@ -116,6 +130,7 @@ class VoicePipeline:
                 transport.input(),
                 voice.hear,
                 aggregators.user(),
+                Heard(),
                 voice.think,
                 voice.speak,
                 transport.output(),

@@ -22,8 +22,14 @@ NOT_YET_SECONDS = 5.0
 ASK_AGAIN_SECONDS = 0.1
 LEAVE_SECONDS = 1.0
 """Leaving takes 0.15 s at most; a server that does not answer must not hold the process."""
+HEARING_RATE = 16_000
+"""What the pipeline's own ears want: the native library resamples for less than Python would."""
+HEARING_FRAME_MS = 32
+"""One window of the voice detector, which so decides at the same moments; 10 ms would be three times the work."""
 OUTPUT_QUEUE_MS = 200
 """Pipecat says 'stopped speaking' up to one queue too early; below 200 ms a busy machine stutters."""
+OUTPUT_CHUNK_MS = 100
+"""Each chunk is a round trip into the native library; voices send more than this at once."""
 LISTENER_SECONDS = 0.3
 """The way to the listener and their jitter buffer."""
 
@@ -123,6 +129,19 @@ class JoinedClient(LiveKitTransportClient):
             await self._audio_queue.put((rtc.AudioFrameEvent(frame), participant_id))
         await super()._process_audio_stream(audio_stream, participant_id)
 
+    async def _async_on_track_subscribed(
+        self, track: rtc.Track, publication: rtc.RemoteTrackPublication, participant: rtc.RemoteParticipant
+    ) -> None:
+        """Hear a microphone as the pipeline wants it; Pipecat's own way is 48 kHz in frames of 10 ms."""
+        if track.kind != rtc.TrackKind.KIND_AUDIO:
+            return
+        identity = participant.identity
+        await self._close_audio_stream(identity)  # a microphone that is published again
+        stream = rtc.AudioStream(track, sample_rate=HEARING_RATE, num_channels=1, frame_size_ms=HEARING_FRAME_MS)
+        task = self._task_manager.create_task(self._process_audio_stream(stream, identity), f"{self}::hear")
+        self._audio_streams[identity] = (stream, task)
+        await self._callbacks.on_audio_track_subscribed(identity)
+
     async def publish_audio(self, audio_frame: rtc.AudioFrame) -> bool:
         """Send a frame, or let its time pass while silenced."""
         if self._is_silenced:
@@ -145,6 +164,7 @@ class JoinedTransport(LiveKitTransport):
             audio_in_enabled=True,
             audio_out_enabled=True,
             audio_out_queue_size_ms=OUTPUT_QUEUE_MS,
+            audio_out_10ms_chunks=OUTPUT_CHUNK_MS // 10,
             audio_out_end_silence_secs=0,  # no graceful end is ever used, and it would add 2 s to one
         )
         super().__init__("", "", room.name, params)
@@ -163,7 +183,7 @@ class JoinedTransport(LiveKitTransport):
     async def played(self) -> None:
         """Wait, after 'stopped speaking', until the listener has heard the last word."""
         # Not AudioSource.wait_for_playout(): Pipecat keeps the source fed with silence, so it never ends.
-        await asyncio.sleep(OUTPUT_QUEUE_MS / 1000 + LISTENER_SECONDS)
+        await asyncio.sleep((OUTPUT_QUEUE_MS + OUTPUT_CHUNK_MS) / 1000 + LISTENER_SECONDS)
 
     def silence(self, is_silenced: bool) -> None:
         """Stop or resume all sound at once."""
