@@ -133,7 +133,7 @@ class JoinedClient(LiveKitTransportClient):
         self, track: rtc.Track, publication: rtc.RemoteTrackPublication, participant: rtc.RemoteParticipant
     ) -> None:
         """Hear a microphone as the pipeline wants it; Pipecat's own way is 48 kHz in frames of 10 ms."""
-        if track.kind != rtc.TrackKind.KIND_AUDIO:
+        if track.kind != rtc.TrackKind.KIND_AUDIO or not self._task_manager:
             return
         identity = participant.identity
         await self._close_audio_stream(identity)  # a microphone that is published again

@@ -5,8 +5,8 @@ from collections import deque
 from pipecat.audio.vad.silero import SileroVADAnalyzer
 from pipecat.audio.vad.vad_analyzer import VADState
 
-CATCH_UP_WINDOWS = 10
-"""What the model hears of the time before it was asked, 0.3 s: after five windows its answers no longer change."""
+CATCH_UP_WINDOWS = 20
+"""What the model hears of the time before it was asked, 0.6 s: more does not change its answers."""
 
 
 class VoiceActivity(SileroVADAnalyzer):
@@ -14,7 +14,7 @@ class VoiceActivity(SileroVADAnalyzer):
 
     Speech has to be loud and to sound like speech, so where it is not loud the model need not be asked.
     Once it gets loud, the model first catches up on what came before: it judges a window by those
-    before it. It starts then from a fresh state, as Pipecat lets it every 2 s while nobody speaks.
+    before it. Where that was too much, it starts afresh, as Pipecat lets it every 2 s while nobody speaks.
 
     The model runs on the loop: 0.2 ms, less than a thread to run it on would cost.
     """
@@ -44,8 +44,9 @@ class VoiceActivity(SileroVADAnalyzer):
         return self._volume  # Pipecat asks after the confidence, for which it was needed
 
     def _wake_up(self) -> None:
-        self._model.reset_states()
-        self._windows_since_reset = 0
+        if len(self._missed) == CATCH_UP_WINDOWS:
+            self._model.reset_states()  # type: ignore[no-untyped-call]  # Pipecat's
+            self._windows_since_reset = 0
         for window in self._missed:
             super().voice_confidence(window)
         self._missed.clear()

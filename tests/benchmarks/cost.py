@@ -102,11 +102,20 @@ def row(name: str, used: Usage) -> str:
 
 async def run(options: Any) -> list[str]:
     """Start everything, measure, stop everything; return the table."""
-    variables = {"LOG_LEVEL": "INFO", "PREWARM_POOL_SIZE": str(options.warm), "SILENCE_ASK": "500", "SILENCE_END": "600"}
+    variables = {
+        "LOG_LEVEL": "INFO",
+        "PREWARM_POOL_SIZE": str(options.warm),
+        "SILENCE_ASK": "500",
+        "SILENCE_END": "600",
+    }
     async with AsyncExitStack() as stack:
         if options.voice == "vendors":
             vendors = await stack.enter_async_context(FakeVendors())
-            urls = {"ASSEMBLY_URL": vendors.assembly_url, "GROQ_URL": vendors.groq_url, "INWORLD_URL": vendors.inworld_url}
+            urls = {
+                "ASSEMBLY_URL": vendors.assembly_url,
+                "GROQ_URL": vendors.groq_url,
+                "INWORLD_URL": vendors.inworld_url,
+            }
             variables |= KEYS | urls
         variables |= {"AGENT_BOT": "tone"} if options.voice == "tone" else {}
         house = House(**variables)
@@ -129,7 +138,7 @@ def main() -> None:
         f"{datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores, {platform.machine()}, "
         f"Python {platform.python_version()}, voice {options.voice}, {options.seconds:.0f} s each",
         "",
-        "| state | CPU % of a core | of it the event loop's thread | children | switches/s | threads | own MiB | PSS MiB |",
+        "| state | CPU % of a core | event loop's thread | children | switches/s | threads | own MiB | PSS MiB |",
         "|---|---|---|---|---|---|---|---|",
         *rows,
     ]

@@ -6,6 +6,8 @@ from importlib.metadata import version
 import pytest
 from livekit import rtc
 from livekit.rtc._proto.track_pb2 import AudioTrackFeature
+from pipecat.audio.vad.silero import SileroVADAnalyzer
+from pipecat.audio.vad.vad_analyzer import VADAnalyzer
 from pipecat.frames.frames import TTSSpeakFrame
 from pipecat.services.tts_service import TTSService
 from pipecat.services.websocket_service import WebsocketService
@@ -93,3 +95,18 @@ def test_speech_that_may_not_be_interrupted_is_marked_after_it_was_made() -> Non
     assert TTSSpeakFrame("").interruptible
     with pytest.raises(TypeError):
         TTSSpeakFrame("", interruptible=False)  # type: ignore[call-arg]  # that is the point
+
+
+def test_a_microphone_is_heard_by_one_function_that_keeps_its_stream_and_task() -> None:
+    source = inspect.getsource(LiveKitTransportClient._async_on_track_subscribed)
+    for name in ("_close_audio_stream(", "_process_audio_stream(", "_audio_streams[", "on_audio_track_subscribed("):
+        assert name in source
+    assert "_task_manager" in inspect.getsource(LiveKitTransportClient.setup)
+
+
+def test_the_voice_detector_asks_for_the_volume_after_the_confidence() -> None:
+    source = inspect.getsource(VADAnalyzer._run_analyzer)
+    assert source.index("self.voice_confidence(") < source.index("self._get_smoothed_volume(")
+    assert "self._run_analyzer" in inspect.getsource(VADAnalyzer.analyze_audio)
+    assert "volume >= self._params.min_volume" in source
+    assert {"_model", "_windows_since_reset"} <= set(vars(SileroVADAnalyzer()))
