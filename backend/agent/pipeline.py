@@ -58,19 +58,6 @@ class Models:
         return cls(VoiceActivity(), LocalSmartTurnAnalyzerV3(params=SmartTurnParams(stop_secs=SMART_TURN_SECONDS)))
 
 
-class Heard(FrameProcessor):
-    """Stands after the ears: the caller's sound ends here, which nobody further down wants, 31 times a second."""
-
-    def __init__(self) -> None:
-        super().__init__(enable_direct_mode=True)
-
-    async def process_frame(self, frame: Frame, direction: FrameDirection) -> None:
-        """Pass on all else."""
-        if not isinstance(frame, InputAudioRawFrame):
-            await super().process_frame(frame, direction)
-            await self.push_frame(frame, direction)
-
-
 class Spoken(FrameProcessor):
     """Stands after the output: what arrives here, the caller is about to hear."""
 
@@ -124,13 +111,13 @@ class VoicePipeline:
         self._voice, self._transport, self._witness = voice, transport, witness
         self._spoken = Spoken(witness.agent_said, witness.reactions.farewell)
         aggregators = _aggregators(voice, models, history)
+        _end_sound_at(aggregators.user())
         witness.watch(aggregators, voice.think)
         self._worker = _worker(
             [
                 transport.input(),
                 voice.hear,
                 aggregators.user(),
-                Heard(),
                 voice.think,
                 voice.speak,
                 transport.output(),
@@ -210,6 +197,18 @@ class VoicePipeline:
 
     async def _on_timeout(self, *_: object) -> None:
         self._witness.reactions.part_failed(None, False)
+
+
+def _end_sound_at(ears: FrameProcessor) -> None:
+    """Let the caller's sound end behind the ears: nobody further down wants it, 31 times a second."""
+    push = ears.push_frame
+
+    async def push_all_else(frame: Frame, direction: FrameDirection = FrameDirection.DOWNSTREAM) -> None:
+        if not isinstance(frame, InputAudioRawFrame):
+            await push(frame, direction)
+
+    # Not by a processor of its own: observers tell by the first push that the model was asked.
+    ears.push_frame = push_all_else  # type: ignore[method-assign]  # Pipecat makes the aggregators, not we
 
 
 def _aggregators(voice: Voice, models: Models, history: tuple[Turn, ...]) -> LLMContextAggregatorPair:

@@ -69,13 +69,11 @@ class Witness(BaseObserver):
         self._speech_began_at: float | None = None
         self._speech_seconds = 0.0
         self._think: FrameProcessor | None = None
-        self._user: FrameProcessor | None = None
 
     def watch(self, aggregators: LLMContextAggregatorPair, think: FrameProcessor) -> None:
         """Take part in the turns; the errors of ``think`` are failed answers."""
         self._think = think
         user, assistant = aggregators
-        self._user = user
         user.add_event_handler("on_user_turn_stopped", self._caller_finished)
         assistant.add_event_handler("on_assistant_turn_stopped", self._agent_finished)
 
@@ -165,7 +163,7 @@ class Witness(BaseObserver):
     def _see_answer(self, data: FramePushed, now: float) -> None:
         match data.frame:
             # One that starts behind the language model and goes on downstream only says that a turn was added.
-            case LLMContextFrame() if data.source is self._user or data.direction is FrameDirection.UPSTREAM:
+            case LLMContextFrame() if data.destination is self._think or data.direction is FrameDirection.UPSTREAM:
                 self._faults.answer_asked(now)
                 self._chat.show_state("thinking")
             case LLMTextFrame() | FunctionCallsStartedFrame():
