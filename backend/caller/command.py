@@ -41,8 +41,9 @@ def main(arguments: Sequence[str]) -> int:
     api_key = settings.greenroom_api_key.get_secret_value() if settings.greenroom_api_key else ""
     if options.ask_key:
         api_key = _ask_key()
-    # Its messages carry tokens.
-    logging.getLogger("livekit").setLevel(logging.CRITICAL)
+    # LiveKit's library logs tokens, under its own name and the root's.
+    for name in ("livekit", None):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         return asyncio.run(_call(options, options.url or settings.greenroom_url, api_key))
     except NoDevicesError as error:

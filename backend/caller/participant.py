@@ -120,10 +120,19 @@ class Participant:
         self._source = self.devices.source if self.devices else rtc.AudioSource(RATE, 1, queue_size_ms=QUEUE_MS)
         track = rtc.LocalAudioTrack.create_audio_track("microphone", self._source)
         options = rtc.TrackPublishOptions(source=rtc.TrackSource.SOURCE_MICROPHONE)
+        publishing = asyncio.ensure_future(self.room.local_participant.publish_track(track, options))
+        out = asyncio.ensure_future(self.is_out.wait())
         try:
-            self._microphone = await self.room.local_participant.publish_track(track, options)
-        except PublishTrackError:  # after 10 s of its own, or because the room was lost
+            await asyncio.wait({publishing, out}, return_when=asyncio.FIRST_COMPLETED)
+            if self.is_out.is_set():  # whoever waits next hears of it; the library would go on for 10 s
+                return
+            self._microphone = publishing.result()
+        except PublishTrackError:
             raise UnavailableError("LiveKit does not take the microphone") from None
+        finally:
+            for task in (publishing, out):
+                task.cancel()
+            await asyncio.gather(publishing, out, return_exceptions=True)
         if self.devices is None:
             self._start(self.mouth.speak(self._source))
 

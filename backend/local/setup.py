@@ -29,7 +29,7 @@ RUNTIME, DEVELOPMENT, PLOTS, PEERS, TOOLS = (
 LOCKS = {
     "run": (RUNTIME,),
     "test": (RUNTIME, DEVELOPMENT),
-    "check": (RUNTIME, DEVELOPMENT),
+    "check": (RUNTIME, DEVELOPMENT, PLOTS),  # mypy reads what the code imports
     "bench": (RUNTIME, DEVELOPMENT, PLOTS),
     "simulate": (PLOTS,),
 }

@@ -134,6 +134,7 @@ async def test_an_interrupted_turn_is_recorded_as_far_as_it_was_heard(
         caller = await call.caller_is_greeted()
         call.link.tell(Order.SAY, LONG)
         began_at = await caller.sound(since=time.monotonic())
+        await caller.sound(since=began_at + 1.5)  # two words at least were heard
         await caller.say(QUESTION)
         turn = await call.link.recorded("one, two")
         assert turn.interrupted

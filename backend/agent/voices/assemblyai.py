@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from pipecat.processors.frame_processor import FrameProcessor
+from pipecat.frames.frames import Frame, VADUserStoppedSpeakingFrame
+from pipecat.processors.frame_processor import FrameDirection, FrameProcessor
 from pipecat.services.assemblyai.stt import AssemblyAISTTService
 
 from backend.agent.briefing import Briefing
@@ -32,6 +33,12 @@ PARAMETERS: dict[str, Any] = {
 
 class AssemblyAiEars(Socket, AssemblyAISTTService):
     """Pipecat's service over our socket."""
+
+    async def process_frame(self, frame: Frame, direction: FrameDirection) -> None:
+        """Let the end of the caller's first words wait for the connection, as the sound before it does."""
+        if isinstance(frame, VADUserStoppedSpeakingFrame):
+            await self.connected()
+        await super().process_frame(frame, direction)
 
 
 def speech_to_text(settings: LauncherSettings, _: Briefing) -> FrameProcessor:
