@@ -8,7 +8,7 @@ from secrets import token_hex
 
 from loguru import logger
 
-from backend.agent import image, process
+from backend.agent import children, image, process
 from backend.agent.host_record import AgentRecord, ExitReport, HostRecord, must_end
 from backend.agent.memory import Memory
 from backend.agent.process import AgentProcess, State
@@ -45,6 +45,10 @@ class Agents:
         self._states: Mapping[str, State] = {}
         self._records: Mapping[str, AgentRecord] = {}
         """What Redis said when it was last asked; empty when it did not answer."""
+        self.strangers: set[int] = set()
+        """Children of this process that are no agents."""
+        self._old: set[str] = set()
+        """Who has code of before the renewal: they finish their calls, and get no further one."""
 
     def __len__(self) -> int:
         """How many processes live, in whatever state."""
@@ -95,13 +99,19 @@ class Agents:
             for agent_id, child in self._living.items()
         ]
 
+    def replace_old(self) -> None:
+        """Let whoever lives now be replaced, one warm agent after the other; who is in a call finishes it."""
+        self._old = set(self._living)
+
     def look_at_states(self) -> float:
         """Read the state files: adopt who is not known, end who is late; returns seconds until the next look."""
+        known = self.strangers | {child.agent.pid for child in self._living.values()}
+        codes = children.reap_unknown(known)
         self._states = {state.agent_id: state for state in process.read_states(self._settings)}
         unreported = {report.agent.id for report in self._host.waiting}
         for state in self._states.values():
             if state.agent_id not in self._living and state.agent_id not in unreported:
-                self._adopt(state)
+                self._adopt(state, codes.get(state.pid))
         now, next_look = time.time(), LOOK_SECONDS
         for agent_id, child in self._living.items():
             late_in = self._states[agent_id].late_in(now) if agent_id in self._states else None
@@ -116,16 +126,25 @@ class Agents:
     def compare(self, *, is_open: bool) -> None:
         """End whom Redis wants gone, and tell it of this host."""
         agents = [child.agent for child in self._living.values()]
-        answer = self._host.read_agents(agents, is_open=is_open)
+        leaving = self._next_old() if is_open else list(self._living)
+        answer = self._host.read_agents(agents, leaving=leaving)
         self._records = answer or {}
         for agent_id, record in self._records.items():
             child = self._living[agent_id]
             if must_end(record, child.agent.nonce):
                 self._end(child, f"its record says {record.state}")
+            elif is_open and agent_id in leaving and record.state == AgentState.WARM:
+                self._end(child, "it has the code of before the renewal")
         if answer is not None:
             pids = {child.agent.pid: self._state_of(child) for child in self._living.values()}
             self._host.memory = self._memory.look(pids)
             self._host.publish(agents=len(agents), is_open=is_open)
+
+    def _next_old(self) -> list[str]:
+        """One agent that is to be replaced, and was warm when last seen."""
+        self._old &= self._living.keys()
+        warm = {agent_id for agent_id, record in self._records.items() if record.state == AgentState.WARM}
+        return sorted(self._old & warm)[:1]
 
     def press(self, now: float) -> None:
         """Take every ladder's next step; ``now`` by the monotonic clock."""
@@ -141,15 +160,16 @@ class Agents:
         for child in [child for child in self._living.values() if child.pidfd is None and child.has_exited()]:
             self._on_exit(child)
 
-    def _adopt(self, state: State) -> None:
+    def _adopt(self, state: State, reaped_code: int | None) -> None:
         found = AgentProcess.adopt(state)
         if found:
             self._watch(found)
             logger.info("agent adopted", agent_id=state.agent_id, pid=state.pid)
             return
         words = process.read_last_words(self._settings, state.agent_id)
-        logger.warning("agent ended without a launcher", agent_id=state.agent_id, exit_code=words.exit_code)
-        report = ExitReport(agent=state.agent, exit_code=words.exit_code, end_reason=words.end_reason)
+        code = words.exit_code if reaped_code is None else reaped_code
+        logger.warning("agent ended without a launcher", agent_id=state.agent_id, exit_code=code)
+        report = ExitReport(agent=state.agent, exit_code=code, end_reason=words.end_reason)
         self._host.report(report, error=words.error)
 
     def _watch(self, child: AgentProcess) -> None:

@@ -8,7 +8,7 @@ and reports wait.
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -109,13 +109,13 @@ class HostRecord:
             self.waiting.popleft()
             process.forget(self._settings, report.agent.id)
 
-    def read_agents(self, agents: Iterable[Agent], *, is_open: bool) -> dict[str, AgentRecord] | None:
+    def read_agents(self, agents: Iterable[Agent], *, leaving: Sequence[str]) -> dict[str, AgentRecord] | None:
         """Ask for the records of these agents, those that Redis knows; None when Redis does not answer.
 
-        Unless the host is open, no session is given to any of them from now on.
+        To those whose ids are ``leaving`` no session is given from now on.
         """
         wanted = list(agents)
-        answers = self._ask(lambda: self._read(wanted, is_open=is_open))
+        answers = self._ask(lambda: self._read(wanted, leaving))
         if answers is None:
             return None
         (seconds, micros), *rows = answers
@@ -144,6 +144,10 @@ class HostRecord:
     def withdraw(self) -> None:
         """Say that the host is gone, and close the connection."""
         self._ask(self._remove)
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection."""
         self._client.close()
 
     def _leave_for_the_next(self, report: ExitReport) -> None:
@@ -157,10 +161,10 @@ class HostRecord:
         call = agent_exited(report.agent, exit_code=report.exit_code, end_reason=report.end_reason)
         return self._exchange.run_sync(self._client, call)
 
-    def _read(self, agents: list[Agent], *, is_open: bool) -> list[Any]:
+    def _read(self, agents: list[Agent], leaving: Sequence[str]) -> list[Any]:
         with self._client.pipeline(transaction=True) as pipe:
-            if agents and not is_open:
-                pipe.zrem(keys.POOL_READY, *(agent.id for agent in agents))
+            if leaving:
+                pipe.zrem(keys.POOL_READY, *leaving)
             pipe.time()
             for agent in agents:
                 pipe.hmget(keys.agent(agent.id), ["state", "nonce"])

@@ -136,7 +136,7 @@ def begin(order: Order, settings: LauncherSettings, prepare_life: Callable[[], L
 def _leave_the_launcher() -> None:
     os.setsid()
     signal.set_wakeup_fd(-1)
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
         signal.signal(number, signal.SIG_DFL)
     # The lock first of all: as long as one copy is open, no other launcher can start.
     for name in os.listdir("/dev/fd"):

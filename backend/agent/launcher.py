@@ -2,6 +2,7 @@
 
 One thread, one loop: the socket, the exits, the signals, and every two seconds a comparison of what runs
 here with what Redis wants. It may die at any moment: agents live on, and the next launcher adopts them.
+SIGTERM drains, a second one ends everyone; SIGHUP takes new code while the agents talk on.
 """
 
 import fcntl
@@ -20,7 +21,7 @@ from loguru import logger
 from backend.agent import image
 from backend.agent.agents import Agents
 from backend.agent.host_record import HostRecord
-from backend.common import logs
+from backend.common import logs, renewal
 from backend.common.contract import Ask
 from backend.common.launcher_socket import PATH_BYTES, Answer, Server, read_request, refusal
 from backend.common.settings import LauncherSettings, read
@@ -43,6 +44,8 @@ class Launcher:
         self._selector = selectors.DefaultSelector()
         self.agents = Agents(settings, self._host, self._selector)
         self._stop_signals = 0
+        self._is_renewal_wanted = False
+        self._trial: renewal.Trial | None = None
         self._drain_until: float | None = None
         """By the monotonic clock; None while the launcher takes orders."""
         self._leave_at: float | None = None
@@ -60,9 +63,11 @@ class Launcher:
         signal.signal(signal.SIGCHLD, lambda *_: None)  # only wakes the loop
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_stop_signal)
+        signal.signal(signal.SIGHUP, self._on_renewal_signal)
+        renewal.hear_stops()
 
-    def run(self, starter: image.Starter) -> None:
-        """Do as told, until told to stop and no agent is left."""
+    def run(self, starter: image.Starter, lock: int) -> None:
+        """Do as told, until told to stop and no agent is left; ``lock`` is this host's."""
         self._starter = starter
         server = Server(self._settings.launcher_socket, self._selector, self._answer)
         logger.info("launcher is ready", capacity=self._settings.max_bots, adopted=len(self.agents))
@@ -72,6 +77,8 @@ class Launcher:
             now = time.monotonic()
             self.agents.notice_exits()
             self._heed_stop_signals(now)
+            if self._may_renew():
+                self._renew(server, lock)
             if now >= self._next_tick:
                 server.drop_stalled(now)
                 self._tick(now)
@@ -141,6 +148,44 @@ class Launcher:
         if self._drain_until is not None and (self._stop_signals > 1 or now >= self._drain_until):
             self.agents.end_all()
 
+    def _on_renewal_signal(self, *_: object) -> None:
+        self._is_renewal_wanted = True
+
+    def _may_renew(self) -> bool:
+        """Whether new code is there, and starts. Until then everything goes on as before."""
+        if self._drain_until is not None:
+            return self._drop_trial()
+        if self._is_renewal_wanted and self._trial is None:
+            self._is_renewal_wanted = False
+            self._trial = renewal.Trial()
+            self.agents.strangers = {self._trial.pid}
+            logger.info("the new code is tried")
+        passed = self._trial.passed() if self._trial else None
+        if passed is None:
+            return False
+        if not passed:
+            logger.error("the new code does not start: this launcher goes on with the old one")
+            return self._drop_trial()
+        self._trial = None
+        return True
+
+    def _renew(self, server: Server, lock: int) -> None:
+        renewal.hold_stops()
+        if self._stop_signals:  # it came a moment ago, and the new code would not know
+            renewal.hear_stops()
+            return
+        logger.info("launcher is renewed", agents=len(self.agents))
+        self.agents.compare(is_open=True)  # seen a moment ago: the host is missed only after ten seconds
+        server.close()
+        self._host.close()
+        renewal.execute_anew([lock])
+
+    def _drop_trial(self) -> bool:
+        if self._trial:
+            self._trial.stop()
+        self._trial, self._is_renewal_wanted = None, False
+        return False
+
     def _is_over(self, now: float) -> bool:
         if self._drain_until is None or len(self.agents):
             return False
@@ -162,31 +207,38 @@ def remove_old_logs(settings: LauncherSettings) -> None:
             path.unlink(missing_ok=True)
 
 
-def take_lock(settings: LauncherSettings) -> int:
+def take_lock(settings: LauncherSettings) -> tuple[int, bool]:
     """Become this host's only launcher; the kernel frees the lock when the process ends. Exits when there is one.
 
-    Returns the descriptor that holds the lock.
+    Returns the descriptor that holds the lock, and whether this process held it before it was renewed.
     """
     settings.host_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     settings.host_dir.chmod(0o700)
-    lock = os.open(settings.host_dir / "launcher.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    path = settings.host_dir / "launcher.lock"
+    held = renewal.inherited(lambda descriptor: os.path.samestat(os.fstat(descriptor), path.stat()))
+    if held is not None:
+        return held, True
+    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise SystemExit(
             f"another launcher runs for HOST_ID={settings.host_id} in {settings.run_dir}: stop it"
         ) from None
-    return lock
+    return lock, False
 
 
 def run(settings: LauncherSettings, prepare: Callable[[LauncherSettings], image.Starter]) -> None:
     """Be this host's launcher; ``prepare`` loads what agents are started from."""
+    if renewal.is_check():
+        prepare(settings)
+        return
     path = settings.launcher_socket
     if len(os.fsencode(path)) > PATH_BYTES:
         raise SystemExit(
             f"the socket's path has more than {PATH_BYTES} bytes, set a shorter RUN_DIR or HOST_ID: {path}"
         )
-    take_lock(settings)
+    lock, is_renewed = take_lock(settings)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = max(soft, settings.max_bots + SPARE_DESCRIPTORS)
     resource.setrlimit(resource.RLIMIT_NOFILE, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
@@ -194,7 +246,9 @@ def run(settings: LauncherSettings, prepare: Callable[[LauncherSettings], image.
     launcher.hear_signals()
     # Before the image, which takes seconds: what an earlier launcher left is never without an owner for long.
     launcher.agents.look_at_states()
-    launcher.run(prepare(settings))
+    if is_renewed:
+        launcher.agents.replace_old()
+    launcher.run(prepare(settings), lock)
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 from loguru import logger
 
+from backend.agent import children
 from backend.common.contract import Agent, EndReason
 from backend.common.settings import CommonSettings
 
@@ -236,7 +237,8 @@ class AgentProcess:
         if not state.is_running():
             return None
         try:
-            found = cls(state.agent, started=state.started, spawned_at=state.spawned_at, is_child=False)
+            own = children.is_child(state.pid)  # it was renewed meanwhile, and has still to be waited for
+            found = cls(state.agent, started=state.started, spawned_at=state.spawned_at, is_child=own)
         except ProcessLookupError:
             return None
         # Only now is it pinned: the pid may have changed hands since we looked.

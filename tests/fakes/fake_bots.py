@@ -21,6 +21,7 @@ from backend.common import logs, stalls
 from backend.common.contract import EndReason
 from backend.common.settings import LauncherSettings, read
 
+RELEASE = ""
 QUOTED = "eyJhbGciOi.this-is-a-token"
 COMMAND = (sys.executable, "-m", "tests.fakes.fake_bots", "agent")
 
@@ -130,6 +131,12 @@ async def tell(settings: LauncherSettings, order: image.Order) -> int:
     return 0
 
 
+async def show_release(settings: LauncherSettings, order: image.Order) -> int:
+    """Tells which release its code is of, and waits."""
+    note(settings, order, {"release": RELEASE})
+    return await wait(settings, order)
+
+
 def _hang() -> None:
     time.sleep(600)
 
@@ -152,6 +159,7 @@ LIVES = {
     "linger": linger,
     "stall": stall,
     "tell": tell,
+    "show_release": show_release,
 }
 
 
@@ -163,7 +171,12 @@ def note(settings: LauncherSettings, order: image.Order, told: dict[str, object]
 
 
 def load(settings: LauncherSettings) -> image.Life:
-    """The image of these bots: nothing."""
+    """The image of these bots: nothing but a release, which may be broken."""
+    global RELEASE  # noqa: PLW0603  # stands for code that is imported
+    path = settings.run_dir / "release"
+    RELEASE = path.read_text() if path.exists() else ""
+    if RELEASE == "broken":
+        raise SystemExit("this release is broken")
 
     async def live(order: image.Order) -> int:
         return await LIVES[order.room](settings, order)
