@@ -1,7 +1,6 @@
 """The REST API. ``python -m backend.orchestrator.api`` serves it; ``create_app`` makes it for tests."""
 
 import asyncio
-import contextlib
 import socket
 import sys
 from collections.abc import AsyncIterator
@@ -14,9 +13,9 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from fastapi.security import HTTPBearer
 from loguru import logger
 
-from backend.common import logs, stalls, tracing
+from backend.common import logs, renewal, tracing
 from backend.common.settings import ApiSettings, read
-from backend.orchestrator import lifecycle, metrics, views
+from backend.orchestrator import lifecycle, metrics, serving, views
 from backend.orchestrator.auth import COOKIE, Client, Doorkeeper
 from backend.orchestrator.broker import make_app
 from backend.orchestrator.errors import InvalidRequestError, UnauthorizedError
@@ -232,6 +231,9 @@ def create_app(settings: ApiSettings) -> FastAPI:
 def main() -> None:
     """Serve until told to stop."""
     settings = read(ApiSettings)
+    if renewal.is_check():
+        create_app(settings)
+        return
     logs.configure(settings, program="api")
     tracing.start(settings, "api")
     if settings.python_script_path:
@@ -246,9 +248,8 @@ def main() -> None:
         server_header=False,
         timeout_graceful_shutdown=GRACEFUL_SECONDS,
     )
-    with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again once all is closed
-        server = uvicorn.Server(config)
-        stalls.run(server.serve(sockets=[bind(settings)]), on_lag=app.state.metrics.lag.observe)
+    listener = serving.kept_listener(settings.port) or bind(settings)
+    serving.serve(uvicorn.Server(config), listener, on_lag=app.state.metrics.lag.observe)
 
 
 def bind(settings: ApiSettings) -> socket.socket:

@@ -6,8 +6,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -168,3 +170,52 @@ def test_its_metrics_tell_how_long_its_loop_heeded_nothing_else(run: Run) -> Non
         return next(sample.value for sample in samples if sample.name == "greenroom_api_loop_lag_seconds_count")
 
     wait_until(lambda: seconds_watched() >= 1, what="a second of the loop was watched")
+
+
+def answers_until(port: int, is_over: threading.Event) -> tuple[int, list[str]]:
+    """Ask on a connection of its own each time until it is over; returns how many were answered, and each failure."""
+    answered, failures = 0, []
+    while not is_over.is_set():
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/livez", timeout=10) as answer:
+                answered += answer.status == 200
+        except OSError as error:
+            failures.append(repr(error))
+    return answered, failures
+
+
+def wait_until_it_says(api: "subprocess.Popen[str]", words: str) -> None:
+    """Read its log on to a line with these words."""
+    assert api.stderr
+    assert any(words in line for line in api.stderr), f"it ended without saying {words!r}"
+
+
+def test_new_code_is_taken_without_a_refused_connection(run: Run) -> None:
+    port, is_over = free_port(), threading.Event()
+    api = run(PORT=str(port), LOG_FORMAT="json")
+    wait_until(lambda: ask(port), timeout=START_SECONDS, what="the API serves")
+    wait_until_it_says(api, "API_KEYS is not set")
+    with ThreadPoolExecutor(4) as clients:
+        asking = [clients.submit(answers_until, port, is_over) for _ in range(4)]
+        try:
+            for _ in range(2):
+                api.send_signal(signal.SIGHUP)
+                wait_until_it_says(api, "the API is renewed")
+                wait_until_it_says(api, "API_KEYS is not set")  # as at each start
+                wait_until(lambda: ask(port), timeout=START_SECONDS, what="the new code serves")
+        finally:
+            is_over.set()
+        results = [client.result() for client in asking]
+    assert [failures for _, failures in results if failures] == []
+    assert all(answered for answered, _ in results)
+    assert addresses(api) == {"127.0.0.1"}
+
+
+def test_code_that_does_not_start_leaves_the_api_as_it_is(run: Run, tmp_path: Path) -> None:
+    port = free_port()
+    api = run(PORT=str(port), LOG_FORMAT="json")
+    wait_until(lambda: ask(port), timeout=START_SECONDS, what="the API serves")
+    (tmp_path / ".env").write_text("MAX_WAITING=many\n")  # as wrong as code can be
+    api.send_signal(signal.SIGHUP)
+    wait_until_it_says(api, "the new code does not start")
+    assert ask(port) == {"status": "ok"}
