@@ -69,6 +69,8 @@ MUTANTS = [
         "get(session, 'created_at_ms')",
     ),
     ("_shared", "  redis.call('ZADD', ENDED, now, session_id)\n", ""),
+    ("expire_leases", "at - LIMITS.lease", "nil"),
+    ("_shared", "math.max(started_at, silent_from or now)", "silent_from or now"),
     ("expire_leases", "if now < quiet_until then return {0} end", ""),
     ("expire_leases", " and math.abs(now - quiet_until) > LIMITS.lease", ""),
     ("expire_leases", "  if at and at <= now then", "  if true then"),

@@ -89,6 +89,21 @@ def test_an_agent_that_falls_silent_is_replaced_and_its_slot_comes_back(desk: De
     assert desk.client.scard(keys.host_agents("h")) == 0
 
 
+def test_what_passed_since_the_last_heartbeat_of_a_lost_agent_is_not_billed(desk: Desk) -> None:
+    desk.live()
+    desk.client.hincrby("session:s", "started_at_ms", -10_000)
+    last_heard = desk.due("agent:a") - FAST.lease
+    desk.sweep_until(bool)
+    assert desk.number("session:s", "silent_since_ms") == last_heard
+
+
+def test_an_agent_that_was_last_heard_of_before_the_call_began_costs_no_more_than_the_call(desk: Desk) -> None:
+    desk.live()
+    started_at = desk.number("session:s", "started_at_ms")
+    desk.lapse("agent:a")
+    assert desk.number("session:s", "silent_since_ms") == started_at
+
+
 def test_a_silent_warm_agent_is_not_handed_out(desk: Desk) -> None:
     agent, _ = desk.agent()
     assert desk.lapse("agent:a") == (agent,)

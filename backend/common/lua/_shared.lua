@@ -107,14 +107,15 @@ local function stand_in_line(session_id)
 end
 
 -- Let a session that lost its agent arrive again. Too often in a short time ends it instead:
--- a session that kills its agents must not eat the pool.
-local function arrive_again(session_id)
+-- a session that kills its agents must not eat the pool. Silent from: when its agent was last heard of; nil: now.
+local function arrive_again(session_id, silent_from)
   local session = session_key(session_id)
   local window = tonumber(redis.call('HGET', session, 'failover_window_ms') or 0)
   if now - window > LIMITS.failover_window then
     redis.call('HSET', session, 'failover_window_ms', now, 'failovers', 0)
   end
-  if get(session, 'started_at_ms') ~= '' then redis.call('HSETNX', session, 'silent_since_ms', now) end
+  local started_at = tonumber(get(session, 'started_at_ms'))
+  if started_at then redis.call('HSETNX', session, 'silent_since_ms', math.max(started_at, silent_from or now)) end
   redis.call('SREM', LIVE, session_id)
   count('failovers')
   if redis.call('HINCRBY', session, 'failovers', 1) > LIMITS.failovers then

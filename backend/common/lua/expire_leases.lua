@@ -27,12 +27,12 @@ local function to_kill(agent_id)
 end
 
 local act = {}
-function act.agent(agent_id)
+function act.agent(agent_id, at)
   local state, session_id = to_kill(agent_id)
   if state == 'starting' then count('spawns_failed:late') end
   retire(agent_id)
   local is_theirs = session_id and session_id ~= '' and get(session_key(session_id), 'agent_id') == agent_id
-  if is_theirs then arrive_again(session_id) end
+  if is_theirs then arrive_again(session_id, at - LIMITS.lease) end -- dead time is not billed
 end
 act.claim = act.agent
 function act.waiting(session_id)
@@ -52,7 +52,7 @@ for _, member in ipairs(passed) do
   if at and at <= now then
     not_due(kind, id)
     count('lapsed:' .. kind)
-    act[kind](id)
+    act[kind](id, at)
   end
 end
 return {#passed, unpack(kill)}
