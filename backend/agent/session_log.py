@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 KEPT_LINES = 100
 KEPT_SECONDS = 7 * 24 * 3_600
+MOST_BYTES = 4 * 2**20
+"""Of a session's file: an agent that floods its log must not fill the disk. Later lines are in Redis only."""
 
 
 class SessionLog:
@@ -31,6 +33,7 @@ class SessionLog:
         self._unsent: deque[str] = deque(maxlen=KEPT_LINES)
         self._key = ""
         self._file: TextIO | None = None
+        self._left = MOST_BYTES
         self._sink = logger.add(
             self._write, level=settings.log_level, filter=logs.is_ours_or_serious, format="{message}", catch=True
         )
@@ -51,7 +54,8 @@ class SessionLog:
             return
         line = self._render(message.record)
         self._unsent.append(line)
-        if self._file:
+        if self._file and self._left > 0:
+            self._left -= len(line)
             self._file.write(line + "\n")
 
     async def flush(self, client: redis.asyncio.Redis) -> None:

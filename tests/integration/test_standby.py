@@ -4,8 +4,9 @@ import asyncio
 from pathlib import Path
 
 import pytest
+from loguru import logger
 
-from backend.agent import process, standby
+from backend.agent import process, session_log, standby
 from backend.agent.briefing import Command, Link, Turn
 from backend.agent.standby import Standby
 from backend.common import exchange as x
@@ -78,6 +79,25 @@ async def test_a_session_has_its_log_in_a_file_of_its_owner_and_its_last_lines_i
         assert path.stat().st_mode & 0o077 == 0
         assert "session assigned" in path.read_text()
         assert "Be kind" not in path.read_text()
+
+
+async def test_an_agent_that_floods_its_log_does_not_fill_the_disk(
+    desk: Desk, settings: LauncherSettings, talker: FakeBot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session_log, "MOST_BYTES", 2_000)
+    async with living(settings, talker):
+        await is_warm(desk)
+        desk.session()
+        await wait_until_async(lambda: talker.briefing, what="the bot holds the session")
+        for number in range(1_000):
+            logger.warning("a flood", number=number)
+        size = (settings.log_dir / "s.log").stat().st_size
+        assert 2_000 <= size < 4_000
+
+        def last() -> str:
+            return str(desk.client.lindex(keys.session_logs("s"), -1))
+
+        await wait_until_async(lambda: "number=999" in last(), what="Redis has the last ones")
 
 
 async def test_a_session_without_a_place_for_its_log_file_goes_on(
