@@ -8,8 +8,8 @@ from backend.common.contract import EndReason, SessionState
 from backend.common.exchange import end_session
 from backend.orchestrator.house import House
 
-YOUNG_SECONDS = 60
-"""A room or session this young may be in the making: webhooks and Redis may be behind."""
+YOUNG_SECONDS = 30
+"""A room or session this young may be in the making: an agent has 20 s to arrive, webhooks and Redis may be behind."""
 ALL = 10_000
 """As many as any outbox should hold."""
 
