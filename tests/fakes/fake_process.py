@@ -26,7 +26,10 @@ class FakeProcess:
 
     def arrive(self) -> None:
         call = agent_arrives(self.agent, room=self.room, room_token=f"token {self.room}" if self.room else "")
-        reply = self.exchange.run_sync(self.client, call)
+        self.hear(self.exchange.run_sync(self.client, call))
+
+    def hear(self, reply: Assignment | str) -> None:
+        """Take what an arrival was answered with."""
         if isinstance(reply, Assignment):
             self.take(reply)
         elif reply == "stale":

@@ -114,6 +114,13 @@ class ExchangeMachine(RuleBasedStateMachine):
         assert len(gone) == before - self.client.zcard(keys.POOL_READY)
         assert not gone or self.client.zcard(keys.POOL_READY) >= wanted, "too many were let go"
 
+    def everyone(self) -> list[object]:
+        """Who is open, waits, is warm, starts, and who has whom."""
+        names = self.client.zrange(keys.SESSION_OPEN, 0, -1)
+        pairs = [self.client.hmget(keys.session(name), "state", "agent_id", "generation", "ticket") for name in names]
+        lists = [sorted(self.client.zrange(key, 0, -1)) for key in (keys.SESSION_WAITING, keys.POOL_READY)]
+        return [names, pairs, lists, self.client.smembers(keys.POOL_STARTING)]
+
     def fork(self, agent_id: str, host: str, *, in_room: bool) -> None:
         nonce = f"n{next(self.numbers)}"
         room = f"session_own_{nonce}" if in_room else ""
@@ -140,6 +147,19 @@ class ExchangeMachine(RuleBasedStateMachine):
         process.arrive()
         if process.assignment and before in (None, "starting", "warm"):
             assert [process.assignment.session_id] == head, "somebody was overtaken"
+
+    @precondition(lambda self: self.processes)
+    @rule(data=st.data())
+    def an_arrival_is_delivered_twice(self, data: st.DataObject) -> None:
+        process = self.pick(data)
+        state, nonce = self.client.hmget(f"agent:{process.agent.id}", "state", "nonce")
+        has_arrived = state in ("warm", "claimed", "busy") and nonce == process.agent.nonce
+        if not process.is_alive or (process.assignment and not has_arrived):
+            return
+        first, before = self.do(x.agent_arrives(process.agent)), self.everyone()
+        again = self.do(x.agent_arrives(process.agent))
+        assert (again, self.everyone()) == (first, before), "a repeated arrival changed who has whom"
+        process.hear(again)
 
     @precondition(lambda self: self.processes)
     @rule(data=st.data(), step=st.sampled_from(["read_inbox", "confirm", "begin", "beat", "beat"]))
@@ -304,10 +324,8 @@ class ExchangeMachine(RuleBasedStateMachine):
     def every_host_stands_where_the_rules_of_placement_put_it(self) -> None:
         records = {key.removeprefix("agent:"): self.text(key) for key in self.client.keys("agent:*[0-9]")}
         for host in HOSTS:
-            slots, starting = (
-                self.client.smembers(keys.host_agents(host)),
-                self.client.smembers(keys.host_starting(host)),
-            )
+            slots = self.client.smembers(keys.host_agents(host))
+            starting = self.client.smembers(keys.host_starting(host))
             warm = self.client.zrange(keys.host_warm(host), 0, -1)
             assert {records[agent_id]["state"] for agent_id in warm} <= {"warm"}
             assert starting == {a for a in slots if records[a]["state"] == "starting"}
