@@ -1,7 +1,7 @@
 # Two commands matter: `make run` and `make test`. Everything they need is fetched into .venv and .run.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format bench simulate lock mutants clean
+.PHONY: help run test check format bench simulate lock mutants soak clean
 
 # The first Python that is new enough and really works: version managers leave commands that only print an error.
 WORKS := import sys, ensurepip, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
@@ -45,9 +45,14 @@ simulate: ## Simulate the pool against a fixed one and draw docs/pool.md
 	@exec $(SETUP) -m backend.local.setup simulate
 	@exec .venv/bin/python -m tests.benchmarks.simulate
 
-mutants: ## Break each Redis operation on purpose and see that a test notices
+mutants: ## Break each Redis operation on purpose and see that a test notices; ARGS="heartbeat" for one
 	@exec $(SETUP) -m backend.local.setup test
-	@exec .venv/bin/python -m tests.mutants
+	@exec .venv/bin/python -m tests.mutants $(ARGS)
+
+soak: ## Take calls for minutes while processes are killed and agents misbehave; ARGS="--minutes 10 --write"
+	@exec $(SETUP) -m backend.local.setup test
+	@exec .venv/bin/python -m backend.local.livekit
+	@exec .venv/bin/python -m tests.soak $(ARGS)
 
 # Wants uv. Versions that are locked stay unless a requirement forbids them; ARGS=--upgrade lifts all.
 COMPILE = uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate $(ARGS)

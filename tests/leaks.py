@@ -23,13 +23,13 @@ _CELERY = re.compile(
 """Celery's own keys in the broker's database, with our prefix; it gives them no TTL."""
 
 
-def _any_of(patterns: list[str]) -> re.Pattern[str]:
+def any_of(patterns: list[str]) -> re.Pattern[str]:
     """An expression for names like ``session:{id}``."""
     return re.compile("|".join(re.sub(r"\\\{\w+\\\}", ".+", re.escape(pattern)) for pattern in patterns))
 
 
-_KNOWN = _any_of([key.pattern for key in TABLE])
-_STAYS = _any_of([key.pattern for key in TABLE if key.stays])
+_KNOWN = any_of([key.pattern for key in TABLE])
+_STAYS = any_of([key.pattern for key in TABLE if key.stays])
 
 
 def mark_descendants() -> None:

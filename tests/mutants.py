@@ -1,9 +1,10 @@
-"""Break the exchange's Lua one line at a time: do its tests notice?  Usage: python -m tests.mutants [examples]
+"""Break the exchange's Lua one line at a time: do its tests notice?
 
-Each mutant is a copy of the project with one line changed; ``examples`` are the runs of the property test
-(default 60). A line that is not noticed is either not needed or not tested. Exits with 1 when one was missed.
+Each mutant is a copy of the project with one line changed. A line that is not noticed is either not needed or not
+tested. Exits with 1 when one was missed.
 """
 
+import argparse
 import os
 import re
 import shutil
@@ -176,18 +177,30 @@ def say(line: str) -> None:
 
 
 def main() -> int:
-    """Try every mutant; say who noticed it, and which were missed."""
+    """Try the mutants that were asked for; say who noticed each, and which were missed."""
+    options = _options()
     check_that_every_line_exists()
-    examples = sys.argv[1] if len(sys.argv) > 1 else "60"
-    if failure := who_notices(None, examples):
+    if failure := who_notices(None, options.examples):
         raise SystemExit(f"{failure} fails without any mutant: nothing can be said")
+    tried = [mutant for mutant in MUTANTS if not options.operations or mutant[0] in options.operations]
     missed = 0
-    for mutant in MUTANTS:
-        test = who_notices(mutant, examples)
+    for mutant in tried:
+        test = who_notices(mutant, options.examples)
         missed += not test
         say(f"{'noticed' if test else 'MISSED '} {mutant[0]} {mutant[1].strip()[:90]!r} {test}")
-    say(f"{len(MUTANTS) - missed} of {len(MUTANTS)} noticed")
+    say(f"{len(tried) - missed} of {len(tried)} noticed")
     return 1 if missed else 0
+
+
+def _options() -> argparse.Namespace:
+    names = sorted({operation for operation, _, _ in MUTANTS})
+    parser = argparse.ArgumentParser(prog="make mutants", description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("operations", nargs="*", metavar="operation", help=f"only mutants of these: {', '.join(names)}")
+    parser.add_argument("--examples", default="60", help="runs of the property test (60)")
+    options = parser.parse_args()
+    if unknown := set(options.operations) - set(names):
+        parser.error(f"no mutant of {', '.join(sorted(unknown))}")
+    return options
 
 
 if __name__ == "__main__":

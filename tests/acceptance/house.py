@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2 as httpx
+import psutil
 
 from backend.common.settings import PROGRAMS
 from tests import leaks
@@ -101,6 +102,10 @@ class House:
         """Whether the pool is full."""
         pool = self.get("/stats")["pool"]
         return bool(pool["target"]) and bool(pool["warm"] >= pool["target"])
+
+    def processes(self) -> list[psutil.Process]:
+        """Every process of this house, whoever is its parent by now."""
+        return leaks.of_run(self._mark)
 
     def agents(self) -> set[str]:
         """The agents of which the launcher keeps a state file."""
