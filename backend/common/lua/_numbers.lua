@@ -1,7 +1,7 @@
 -- _numbers: the figures of a session, and what is counted for the fleet (numbers.py names it).
 --
 -- exchange.py puts this text, after _names, in front of every operation. BOUNDS has the upper bounds of each
--- histogram's buckets, in ms. A count is one field of one hash: O(1).
+-- histogram's buckets, in ms, as one string. A count is one field of one hash: O(1).
 
 local function count(field, by) redis.call('HINCRBY', COUNTS, field, by or 1) end
 
@@ -13,8 +13,8 @@ end
 local function observe(name, ms)
   ms = math.max(0, math.floor(ms)) -- Redis' clock may have been set back
   local bucket = 'inf'
-  for _, bound in ipairs(BOUNDS[name]) do
-    if ms <= bound then
+  for bound in BOUNDS[name]:gmatch('%d+') do
+    if ms <= tonumber(bound) then
       bucket = bound
       break
     end
