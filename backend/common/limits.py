@@ -32,6 +32,8 @@ class Limits:
     """TTL of a host's record, renewed by each report."""
     refill_look: int = 100
     """Until a refill looks again while agents are missing."""
+    call_begins: int = 1_000
+    """How long a single missing agent is not replaced after a caller came, while more than half of the pool is warm."""
     start_unknown: int = 1_000
     """What a start is taken to last before any was seen: longer than a fork, shorter than a fresh interpreter."""
     rate_half_life: int = 60_000

@@ -120,6 +120,31 @@ def test_a_host_that_takes_none_starts_none(calm: Desk, why: str) -> None:
     assert len(calm.reserve(target=3)) == 2
 
 
+def test_a_single_missing_agent_waits_while_the_call_that_took_it_begins(calm: Desk) -> None:
+    calm.host()
+    for name in ("a", "b", "c"):
+        calm.agent(name)
+    calm.session("s1")
+    assert calm.do(x.reserve_spawns(target=3, most=9, base="r_1")).missing == 0
+    assert calm.client.scard(keys.POOL_STARTING) == 0
+    calm.client.hincrbyfloat(keys.POOL_DEMAND, "at_ms", -Limits().call_begins)
+    assert calm.reserve(target=3, base="r_2") == ["r_2_1"]
+
+
+@pytest.mark.parametrize("why", ["a second caller", "half of the pool is gone", "the clock was set back", "one waits"])
+def test_a_missing_agent_does_not_wait_when_the_next_caller_might(calm: Desk, why: str) -> None:
+    calm.host()
+    target = {"half of the pool is gone": 2, "one waits": 0}.get(why, 3)
+    for name in "abc"[:target]:
+        calm.agent(name)
+    calm.session("s1")
+    if why == "a second caller":
+        calm.session("s2")
+    if why == "the clock was set back":
+        calm.client.hincrbyfloat(keys.POOL_DEMAND, "at_ms", 60_000)
+    assert len(calm.reserve(target=target)) == (2 if why == "a second caller" else 1)
+
+
 # -- who is let go
 
 
