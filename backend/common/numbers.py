@@ -34,7 +34,7 @@ HISTOGRAMS_MS = {
 
 
 def as_lua() -> str:
-    """The histograms as a Lua table, for the operations; each one's bounds are a string, which costs no call anything."""
+    """The histograms as a Lua table, for the operations; bounds are strings, which cost a call nothing."""
     rows = (f"{name} = '{' '.join(map(str, bounds))}'" for name, bounds in HISTOGRAMS_MS.items())
     return f"{{{', '.join(rows)}}}"
 
