@@ -42,6 +42,8 @@ MUTANTS = [
     ("begin_session", "if get(agent_key(ARGV[2]), 'state') ~= 'busy' then return false end\n", ""),
     ("begin_session", " + LIMITS.limit_margin", ""),
     ("agent_exited", " or record[1] == 'gone'", ""),
+    ("agent_exited", "arrive_again(id, silent_from)", "arrive_again(id)"),
+    ("agent_exited", "math.min(now, ", "math.min(math.huge, "),
     ("agent_exited", "and not is_known(ARGV[1], ARGV[2])", "and false"),
     ("agent_exited", "get(session, 'agent_id') == ARGV[1] and", ""),
     (

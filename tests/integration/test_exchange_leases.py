@@ -104,6 +104,23 @@ def test_an_agent_that_was_last_heard_of_before_the_call_began_costs_no_more_tha
     assert desk.number("session:s", "silent_since_ms") == started_at
 
 
+def test_an_exit_that_is_reported_late_is_billed_to_one_heartbeat_after_the_last(desk: Desk) -> None:
+    agent, _ = desk.live()
+    desk.client.hincrby("session:s", "started_at_ms", -10_000)
+    heard_at = desk.valkey.now_ms() - 5_000
+    desk.client.zadd(keys.DEADLINES, {"agent:a": heard_at + FAST.lease})
+    desk.do(x.agent_exited(agent, exit_code=None))
+    assert desk.number("session:s", "silent_since_ms") == heard_at + FAST.lease / 3
+
+
+def test_an_exit_that_is_reported_at_once_is_billed_to_its_moment(desk: Desk) -> None:
+    agent, _ = desk.live()
+    desk.client.zincrby(keys.DEADLINES, 60_000, "agent:a")  # no test is so slow that a heartbeat would be due
+    before = desk.valkey.now_ms()
+    desk.do(x.agent_exited(agent, exit_code=-9))
+    assert before <= desk.number("session:s", "silent_since_ms") <= desk.valkey.now_ms()
+
+
 def test_a_silent_warm_agent_is_not_handed_out(desk: Desk) -> None:
     agent, _ = desk.agent()
     assert desk.lapse("agent:a") == (agent,)
