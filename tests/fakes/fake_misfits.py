@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 from livekit import rtc
 from loguru import logger
@@ -122,10 +122,10 @@ IN_THE_CALL: dict[str, Callable[[], Awaitable[None] | None]] = {
 KINDS = (*AT_THE_START, *IN_THE_CALL, "ignores TERM", "wedged but answers")
 
 
-def kind_of(agent_id: str) -> str:
-    """What this agent will do; '' when it behaves."""
-    draw = random.Random(f"{os.environ.get(SEED, '0')} {agent_id}")  # noqa: S311  # a test's
-    return draw.choice(KINDS) if draw.random() < float(os.environ.get(SHARE, "0.25")) else ""
+def kind_of(agent_id: str, variables: Mapping[str, str]) -> str:
+    """What this agent will do, by MISFITS_SEED and MISFITS_SHARE; '' when it behaves."""
+    draw = random.Random(f"{variables[SEED]} {agent_id}")  # noqa: S311  # a test's
+    return draw.choice(KINDS) if draw.random() < float(variables[SHARE]) else ""
 
 
 def misfits(settings: LauncherSettings) -> Bot:
@@ -133,7 +133,7 @@ def misfits(settings: LauncherSettings) -> Bot:
     well = standby.serve
 
     async def serve(agent: Agent, bot: Bot, settings: LauncherSettings, *, room: str = "", room_token: str = "") -> int:
-        kind = kind_of(agent.id)
+        kind = kind_of(agent.id, os.environ)
         if kind:
             logger.info("a misfit starts", kind=kind)
         code = await AT_THE_START[kind](settings) if kind in AT_THE_START else None
@@ -142,7 +142,7 @@ def misfits(settings: LauncherSettings) -> Bot:
     standby.serve = serve
 
     async def hold(briefing: Briefing, link: Link) -> EndReason:
-        kind = kind_of(briefing.agent_id)
+        kind = kind_of(briefing.agent_id, os.environ)
         trouble = asyncio.ensure_future(_trouble(kind))
         try:
             return await (Mute if kind == "wedged but answers" else Tone)(settings, briefing, link).run()

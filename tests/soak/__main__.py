@@ -8,6 +8,7 @@ import argparse
 import asyncio
 import sys
 import time
+from collections import Counter
 from contextlib import suppress
 
 from backend.common import keys
@@ -29,8 +30,8 @@ MUTE = "wedged but answers"
 def main() -> int:
     """Read the command line, run, print the verdict."""
     options = _options()
-    variables = {SEED: str(options.seed), SHARE: str(options.misfits), "AGENT_BOT": "tests.fakes.fake_misfits:misfits"}
-    house = House(MAX_BOTS="20", PREWARM_POOL_SIZE="3", LOG_LEVEL="INFO", MAX_WAITING="40", **variables)
+    bot = {"AGENT_BOT": "tests.fakes.fake_misfits:misfits"} | variables(options)
+    house = House(MAX_BOTS="20", PREWARM_POOL_SIZE="3", LOG_LEVEL="INFO", MAX_WAITING="40", **bot)
     try:
         house.start()
         run = asyncio.run(soak(house, options))
@@ -70,21 +71,25 @@ async def soak(house: House, options: argparse.Namespace) -> report.Run:
     return report.Run(
         command=f"make soak ARGS='--minutes {options.minutes:g} --rate {options.rate:g} --seed {options.seed}'",
         minutes=options.minutes,
-        calls=[account(house, watch, call) for call in calls.placed if call.session_id],
+        calls=[account(watch, call, options) for call in calls.placed if call.session_id],
         refused=[call.refused for call in calls.placed if call.refused],
         unended=unended,
         kills=kills.count,
-        agent_ids=watch.agent_ids,
+        agents=len(watch.agent_ids),
+        misfits=Counter(kind for agent_id in watch.agent_ids if (kind := kind_of(agent_id, variables(options)))),
         series=watch.series,
         left=leftovers,
     )
 
 
-def account(house: House, watch: Watch, call: Placed) -> Account:
+def variables(options: argparse.Namespace) -> dict[str, str]:
+    """What the agents are told of how to misbehave."""
+    return {SEED: str(options.seed), SHARE: str(options.misfits)}
+
+
+def account(watch: Watch, call: Placed, options: argparse.Namespace) -> Account:
     """Put both sides of a call together."""
-    path = house.run_dir / "logs" / "agents" / f"{call.session_id}.log"
-    agents = watch.agents_in(path)
-    is_mute = any(kind_of(agent) == MUTE for agent in agents)
+    is_mute = any(kind_of(agent_id, variables(options)) == MUTE for agent_id in watch.agents_of(call.session_id))
     return Account(call=call, record=watch.redis.hgetall(keys.session(call.session_id)), is_mute=is_mute)
 
 

@@ -2,12 +2,11 @@
 
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from tests.benchmarks.documents import DOCS, machine, table
 from tests.benchmarks.figures import percentile
-from tests.fakes.fake_misfits import kind_of
 from tests.soak.account import Account
 from tests.soak.flat import Growth, growth
 
@@ -43,7 +42,9 @@ class Run:
     unended: int
     """Calls that did not come to an end."""
     kills: Counter[str]
-    agent_ids: Iterable[str]
+    agents: int
+    misfits: Counter[str]
+    """Agents that misbehaved, by what they did."""
     series: dict[str, list[tuple[float, float]]]
     left: Sequence[str] = field(default_factory=list)
     """What is left half a minute after the last call."""
@@ -78,15 +79,13 @@ def _must_stay(name: str) -> bool:
 
 def summary(run: Run) -> list[str]:
     """What happened, in sentences."""
-    kinds = Counter(kind for kind in map(kind_of, run.agent_ids) if kind)
     reasons = Counter(f"`{each.record.get('end_reason', '?')}`" for each in run.calls)
     whole = [each for each in run.calls if not each.call.failed]
     exact = [each.over_seconds for each in whole if not each.lost_agents]
     dead = [each.dead_seconds_billed for each in whole if each.lost_agents and not each.is_mute]
     silences = [each.call.longest_silence for each in whole if each.lost_agents and not each.is_mute]
-    agents = len(set(run.agent_ids))
     lines = [
-        f"{len(run.calls)} calls, {len(run.refused)} refused; {agents} agents, of them {_listed(kinds)}.",
+        f"{len(run.calls)} calls, {len(run.refused)} refused; {run.agents} agents, of them {_listed(run.misfits)}.",
         f"Killed: {_listed(run.kills)}.",
         f"Ended: {_listed(reasons)}. Agents lost in calls: {sum(each.lost_agents for each in run.calls)}.",
     ]

@@ -92,8 +92,9 @@ class Watch:
         rooms = {name: age for name, age in (await self.rooms()).items() if name not in kept}
         return found + [f"room {name}" for name, age in rooms.items() if age > ROOM_SECONDS]
 
-    def agents_in(self, path: Path) -> set[str]:
+    def agents_of(self, session_id: str) -> set[str]:
         """The agents that a session's log speaks of."""
+        path = self._house.run_dir / "logs" / "agents" / f"{session_id}.log"
         return set(re.findall(r"a_\d+_[0-9a-f]{6}_\d+", path.read_text())) if path.exists() else set()
 
     def _figures(self) -> dict[str, float]:
