@@ -166,6 +166,8 @@ class Agents:
             self._watch(found)
             logger.info("agent adopted", agent_id=state.agent_id, pid=state.pid)
             return
+        if state.boot_id == process.boot_id():
+            process.kill_group(state.pid, state.started)
         words = process.read_last_words(self._settings, state.agent_id)
         code = words.exit_code if reaped_code is None else reaped_code
         logger.warning("agent ended without a launcher", agent_id=state.agent_id, exit_code=code)

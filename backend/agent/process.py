@@ -10,6 +10,7 @@ import os
 import signal
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -269,7 +270,7 @@ class AgentProcess:
         Returns its exit code, negative for a signal; None when it was not our child.
         """
         # Before the wait: until then the kernel gives its pid, and so its group's number, to nobody else.
-        self._kill_group()
+        kill_group(self.agent.pid, self._started)
         self.close()
         if not self._is_child:
             return None
@@ -290,11 +291,9 @@ class AgentProcess:
         except ProcessLookupError:
             return  # it has exited: what we wanted
 
-    def _kill_group(self) -> None:
-        # A group's number stays taken while it has members: it is ours unless another process lives under it.
-        if start_time(self.agent.pid) not in (None, self._started):
-            return
-        try:
-            os.killpg(self.agent.pid, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):
-            return  # nobody is left in it (macOS says so by the second one), or it never became a group
+
+def kill_group(pid: int, started: int | None) -> None:
+    """Kill who is left in a group. Its number stays taken by them: it is ours unless another process has that pid."""
+    if pid > 1 and start_time(pid) in (None, started):  # 0 would be our own group
+        with suppress(ProcessLookupError, PermissionError):  # nobody is left; macOS says so by the second one
+            os.killpg(pid, signal.SIGKILL)

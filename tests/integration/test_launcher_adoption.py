@@ -83,6 +83,29 @@ def test_an_adopted_agents_exit_code_is_what_it_said_last(launcher: RunningLaunc
     assert launcher.wait_for_report(agent) == "7"
 
 
+def test_what_an_agent_left_that_ended_without_a_launcher_is_ended_by_the_next(launcher: RunningLauncher) -> None:
+    agent = launcher.spawn("a", "ignore")
+    launcher.arrive(agent)
+    launcher.state("a")
+    child = launcher.told("a")["child"]
+    crash(launcher)
+    os.kill(agent.pid, signal.SIGKILL)
+    wait_until(lambda: process.start_time(agent.pid) is None)
+    assert process.start_time(child)
+    launcher.start()
+    launcher.wait_for_report(agent)
+    wait_until(lambda: process.start_time(child) is None, what="its child is gone")
+
+
+def test_a_group_that_another_process_leads_by_now_is_left_alone(launcher: RunningLauncher) -> None:
+    agent = launcher.spawn("a", "ignore")
+    launcher.told("a")
+    process.kill_group(agent.pid, 1)  # what was started then is not what has the pid now
+    process.kill_group(0, None)  # would be this very group
+    launcher.ask(do="status")
+    assert process.start_time(agent.pid)
+
+
 def test_who_ended_while_there_was_no_launcher_is_reported_by_the_next(launcher: RunningLauncher) -> None:
     said, silent = launcher.spawn("a", "linger"), launcher.spawn("b")
     for agent in (said, silent):
