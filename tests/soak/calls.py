@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from backend.caller import participant
 from backend.caller.caller import Caller
 from backend.caller.errors import CallFailedError, RefusedError, UnavailableError
 from backend.caller.rest import Greenroom
@@ -104,6 +105,7 @@ class Calls:
 
 async def place(greenroom: Greenroom, call: Placed) -> None:
     """Call, listen for the time that was meant, end."""
+    participant.CONNECT_SECONDS = PATIENCE_SECONDS  # it is not the caller who gives up
     async with Caller(greenroom) as caller:
         try:
             started = await repeated(lambda: caller.start(userName=f"soak {call.number}"))

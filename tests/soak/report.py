@@ -1,5 +1,6 @@
 """The verdict on a run, and its table for docs/reliability.md."""
 
+import os
 import statistics
 from collections import Counter
 from collections.abc import Sequence
@@ -114,11 +115,11 @@ def section(run: Run) -> str:
         (name, f"{g.median:.1f}", f"{g.most:.1f}", f"{g.grown:+.1f}", f"{g.may_grow:.1f}", _flat(name, g))
         for name, g in run.growths().items()
     ]
-    reasons = run.reasons()
+    reasons, load = run.reasons(), f"{os.getloadavg()[1]:.0f}"
     verdict = (
         "Nothing was lost, nothing grew, nothing was left." if not reasons else "**Not held:** " + "; ".join(reasons)
     )
-    head = f"```\n{run.command}\n```\n\n{run.minutes:g} minutes, {machine()}."
+    head = f"```\n{run.command}\n```\n\n{run.minutes:g} minutes, {machine()}, load average {load} at the end."
     return "\n\n".join((head, "\n".join(f"- {line}" for line in summary(run)), "\n".join(table(HEAD, rows)), verdict))
 
 

@@ -18,8 +18,8 @@ from tests.acceptance.house import House
 from tests.soak.processes import AGENT, Seen, descriptors, see
 
 MB, KB = 2**20, 2**10
-LASTING = ("api", "worker", "worker child", "beat", "launcher", "redis", "livekit", "supervisord")
-"""Programs of which every descriptor and page should have a reason to stay."""
+LOOKED_AT = ("api", "worker", "worker child", "beat", "launcher", "redis", "livekit", "supervisord", AGENT)
+"""Whose descriptors and memory are followed, each as the mean of its processes."""
 LIVEKIT_SECONDS = 5.0
 ROOM_SECONDS = 45.0
 """A room whose agent never arrived, or died warm, goes when it is this old: the reconcile looks every 10 s."""
@@ -102,13 +102,10 @@ class Watch:
         pids = seen.pids()
         pss = {name: sum(read_pss_bytes(pid) or 0 for pid in each) / MB for name, each in pids.items()}
         figures: dict[str, float] = {"agents": len(pids.get(AGENT, ()))}
-        for name in LASTING:
+        for name in LOOKED_AT:
             if name in pids:
-                figures[f"descriptors of {name}"] = descriptors(pids[name])
-                figures[f"PSS of {name}, MB"] = pss[name]
-        if AGENT in pids:
-            figures["PSS of an agent, MB"] = pss[AGENT] / len(pids[AGENT])
-            figures["descriptors of an agent"] = descriptors(pids[AGENT]) / len(pids[AGENT])
+                figures[f"descriptors of {name}"] = descriptors(pids[name]) / len(pids[name])
+                figures[f"PSS of {name}, MB"] = pss[name] / len(pids[name])
         figures["PSS of all, MB"] = sum(pss.values())
         figures["orphans"], figures["zombies"] = len(self.orphans(seen)), seen.zombies
         return figures | self._stored()
