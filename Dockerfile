@@ -25,6 +25,7 @@ COPY --from=packages /app/.venv .venv
 COPY backend backend
 COPY --from=page /page/node_modules backend/orchestrator/page/node_modules
 COPY supervisord.conf .
+RUN .venv/bin/python -B -c "from backend.local.setup import install_command; install_command()"
 USER greenroom
 ENV PATH=/app/.venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
