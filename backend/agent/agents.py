@@ -12,10 +12,14 @@ from backend.agent import children, image, process
 from backend.agent.host_record import AgentRecord, ExitReport, HostRecord, must_end
 from backend.agent.memory import Memory
 from backend.agent.process import AgentProcess, State
+from backend.agent.restraint import Restraint
 from backend.common.contract import Agent, AgentState
 from backend.common.settings import LauncherSettings
 
 LOOK_SECONDS = 2.0
+SERVED = (AgentState.WARM, AgentState.CLAIMED, AgentState.BUSY, AgentState.STOPPING)
+"""Whoever was seen in one of these has arrived."""
+EARLY = "ended before it was ready"
 REMEMBERED = 1_000
 """Ended agents whose ids are still known: for longer than a command can be late."""
 
@@ -40,11 +44,16 @@ class Agents:
     def __init__(self, settings: LauncherSettings, host: HostRecord, selector: selectors.BaseSelector) -> None:
         self._settings, self._host, self._selector = settings, host, selector
         self._memory = Memory()
+        self.restraint = Restraint(reserve_mb=settings.memory_reserve_mb)
+        self.has_news = False
+        """Whether Redis should hear of this host before the next look."""
         self._living: dict[str, AgentProcess] = {}
         self._ended: OrderedDict[str, Agent] = OrderedDict()
         self._states: Mapping[str, State] = {}
         self._records: Mapping[str, AgentRecord] = {}
         """What Redis said when it was last asked; empty when it did not answer."""
+        self._can_tell = False
+        """Whether Redis answered: else nobody knows who had arrived."""
         self.strangers: set[int] = set()
         """Children of this process that are no agents."""
         self._old: set[str] = set()
@@ -64,8 +73,13 @@ class Agents:
         pid = starter(image.Order(agent=agent, room=room, room_token=room_token))
         child = AgentProcess.of_child(agent, pid)
         self._watch(child)
+        self.restraint.started(agent_id)
         logger.info("agent started", agent_id=agent_id, pid=pid)
         return child.agent
+
+    def room(self) -> int | None:
+        """How many more agents may be started now; None: as many as there are slots."""
+        return self.restraint.room(sum(not self._has_arrived(agent_id) for agent_id in self._living))
 
     def kill(self, agent_id: str, nonce: str) -> bool:
         """Begin the kill ladder for that very process; False when it does not run."""
@@ -128,7 +142,7 @@ class Agents:
         agents = [child.agent for child in self._living.values()]
         leaving = self._next_old() if is_open else list(self._living)
         answer = self._host.read_agents(agents, leaving=leaving)
-        self._records = answer or {}
+        self._records, self._can_tell = answer or {}, answer is not None
         for agent_id, record in self._records.items():
             child = self._living[agent_id]
             if must_end(record, child.agent.nonce):
@@ -138,7 +152,10 @@ class Agents:
         if answer is not None:
             pids = {child.agent.pid: self._state_of(child) for child in self._living.values()}
             self._host.memory = self._memory.look(pids)
-            self._host.publish(agents=len(agents), is_open=is_open)
+            self.restraint.ready([agent_id for agent_id in self._living if self._has_arrived(agent_id)])
+            self._host.trouble = self.restraint.trouble() or ""
+            self._host.publish(agents=len(agents), room=self.room(), is_open=is_open)
+        self.has_news = False
 
     def _next_old(self) -> list[str]:
         """One agent that is to be replaced, and was warm when last seen."""
@@ -188,9 +205,24 @@ class Agents:
         words = process.read_last_words(self._settings, agent_id)
         code = words.exit_code if code is None else code
         error = "" if child.kill_at is not None else words.error or complaint(code)
+        if self._can_tell and child.kill_at is None and not self._has_served(agent_id):
+            error = error or EARLY
+            self.restraint.failed()
+            self.has_news = True
         log = logger.warning if error else logger.info
         log("agent exited", agent_id=agent_id, exit_code=code, end_reason=words.end_reason, error=error)
         self._host.report(ExitReport(agent=child.agent, exit_code=code, end_reason=words.end_reason), error=error)
+
+    def _has_arrived(self, agent_id: str) -> bool:
+        record = self._records.get(agent_id)
+        return record is not None and record.state in SERVED
+
+    def _has_served(self, agent_id: str) -> bool:
+        """Whether it had arrived before it ended: in Redis when that was last asked, or by its session's deadline."""
+        if self._has_arrived(agent_id):
+            return True
+        states = process.read_states(self._settings)
+        return any(state.agent_id == agent_id and state.deadline is not None for state in states)
 
     def _remember(self, agent: Agent) -> None:
         self._ended[agent.id] = agent

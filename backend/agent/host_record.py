@@ -1,11 +1,10 @@
 """What the launcher tells Redis of its host, and what it learns there of its agents.
 
-``host:{id}`` (hash: capacity, cores, boot_id, nonce, seen_ms, agents, last_error), its place in ``hosts``,
+``host:{id}`` (hash: capacity, cores, trouble, boot_id, nonce, seen_ms, agents, last_error), its place in ``hosts``,
 and the reports of exits. Redis may be away: then nothing here takes longer than a quarter of a second,
 and reports wait.
 """
 
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -19,7 +18,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
-from backend.agent import process
+from backend.agent import machine, process
 from backend.common import keys
 from backend.common.contract import Agent, AgentState, EndReason, Exit
 from backend.common.exchange import Exchange, agent_exited, host_reports
@@ -74,6 +73,8 @@ class HostRecord:
         self.waiting: deque[ExitReport] = deque()
         self.memory: dict[str, int] = {}
         """What the host's agents use of it, see memory.py."""
+        self.trouble = ""
+        """Why it starts no agents, a value of Trouble; '' when it does."""
         self._settings, self._nonce = settings, nonce
         self._key = keys.host(settings.host_id)
         self._limits = Limits.waiting_at_most(settings.bot_startup_timeout_seconds)
@@ -127,11 +128,15 @@ class HostRecord:
                 records[agent.id] = AgentRecord(nonce=nonce or "", state=state, stopping_ms=stopping_ms)
         return records
 
-    def publish(self, *, agents: int, is_open: bool) -> None:
-        """Say that the host is there, with so many living processes; it is in ``hosts`` while it takes more."""
+    def publish(self, *, agents: int, room: int | None, is_open: bool) -> None:
+        """Say that the host is there, with so many living processes; it is in ``hosts`` while it takes more.
+
+        ``room`` is how many it may start now, None: up to MAX_BOTS.
+        """
         fields = {
-            "capacity": self._settings.max_bots,
-            "cores": os.cpu_count() or 1,
+            "capacity": self._settings.max_bots if room is None else min(self._settings.max_bots, agents + room),
+            "cores": machine.cores(),
+            "trouble": self.trouble,
             "boot_id": process.boot_id(),
             "nonce": self._nonce,
             "agents": agents,

@@ -22,7 +22,7 @@ from backend.agent import image
 from backend.agent.agents import Agents
 from backend.agent.host_record import HostRecord
 from backend.common import logs, renewal
-from backend.common.contract import Ask
+from backend.common.contract import Ask, Trouble
 from backend.common.launcher_socket import PATH_BYTES, Answer, Server, read_request, refusal
 from backend.common.settings import LauncherSettings, read
 
@@ -30,6 +30,10 @@ DRAINING_TICK_SECONDS = 0.5
 LAST_REPORTS_SECONDS = 2.0
 """How long a launcher without agents waits for Redis before it leaves its reports to the next one."""
 OLD_LOGS_SECONDS = 3_600.0
+REFUSALS = {
+    Trouble.MEMORY: "less than MEMORY_RESERVE_MB is left on this host",
+    Trouble.CRASHES: "agents end before they are ready, the next one is tried later: see last_error of the host",
+}
 SPARE_DESCRIPTORS = 256
 """Beside one for each agent: clients, Redis, and what libraries open."""
 
@@ -79,7 +83,7 @@ class Launcher:
             self._heed_stop_signals(now)
             if self._may_renew():
                 self._renew(server, lock)
-            if now >= self._next_tick:
+            if now >= self._next_tick or self.agents.has_news:
                 server.drop_stalled(now)
                 self._tick(now)
             self.agents.press(now)
@@ -105,6 +109,9 @@ class Launcher:
             return refusal("draining", "this launcher is stopping: ask another host")
         if agent is None and len(self.agents) >= self._settings.max_bots:
             return refusal("full", f"this host runs its MAX_BOTS of {self._settings.max_bots} agents")
+        if agent is None and self.agents.room() == 0:
+            trouble = self.agents.restraint.trouble()
+            return refusal(str(trouble), REFUSALS[trouble] if trouble else "")
         try:
             agent = agent or self.agents.start(agent_id, room=room, room_token=room_token, starter=self._starter)
         except OSError as error:

@@ -1,8 +1,7 @@
 """One agent process: who it is, the files it leaves, its signals and its end.
 
-A process is named by (boot id, pid, start time, nonce): a pid alone comes back. Each agent keeps its
-state in ``<host folder>/agents/<agent id>.json`` and may leave last words in ``<agent id>.exit``; the
-launcher reads both, and removes them once the exit is reported.
+A process is named by (boot id, pid, start time, nonce): a pid alone comes back. Each agent keeps its state in
+``<host folder>/agents/<agent id>.json`` and may leave last words in ``<agent id>.exit``, until its exit is reported.
 """
 
 import json
@@ -166,8 +165,9 @@ def read_states(settings: CommonSettings) -> list[State]:
 
 def forget(settings: CommonSettings, agent_id: str) -> None:
     """Remove an agent's files. The state goes last: while it is there, its exit will be reported (again)."""
-    _path(settings, agent_id, "exit").unlink(missing_ok=True)
-    _path(settings, agent_id, "json").unlink(missing_ok=True)
+    unfinished = (settings.host_dir / "agents").glob(f".{agent_id}.*")  # it was killed while it wrote
+    for path in (*unfinished, _path(settings, agent_id, "exit"), _path(settings, agent_id, "json")):
+        path.unlink(missing_ok=True)
 
 
 def _path(settings: CommonSettings, agent_id: str, suffix: str) -> Path:

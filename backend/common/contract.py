@@ -29,6 +29,13 @@ class AgentState(StrEnum):
     GONE = "gone"
 
 
+class Trouble(StrEnum):
+    """Why a host starts no agents, or only one now and then."""
+
+    MEMORY = "memory"
+    CRASHES = "crashes"
+
+
 class Cause(StrEnum):
     """Whose doing an end was: the field ``endedBy``."""
 

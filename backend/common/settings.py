@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, SecretStr, ValidationError, field_validato
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from backend.common.host_settings import HostSettings
 from backend.common.trace_settings import TraceSettings
 from backend.common.variables import HostId, HttpUrl, RedisUrl, WebUrl, has_package, split, variable
 
@@ -60,7 +61,7 @@ class CommonSettings(TraceSettings):
         return self.host_dir / "launcher.sock"
 
 
-class LauncherSettings(CommonSettings):
+class LauncherSettings(HostSettings, CommonSettings):
     """The launcher and, by inheritance of its memory, the agents. No LiveKit secret, no API keys."""
 
     livekit_url: WebUrl = variable("LIVEKIT_URL", "LiveKit server, ws:// or wss://; make run starts one when unset")

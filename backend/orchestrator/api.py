@@ -169,7 +169,7 @@ async def webhook(house: TheHouse, request: Request, authorization: Annotated[st
     "/health", tags=["operation"], responses=answers(EXAMPLE_HEALTH) | {503: {"description": "No call can be started"}}
 )
 async def health(house: TheHouse) -> Response:
-    """Tell whether a call can be started (200) or not (503), and the state of each part."""
+    """Tell whether a call can be started (200; `degraded`: but a part is in trouble) or not (503)."""
     is_well, report = await views.health(house)
     return JSONResponse(report, status_code=200 if is_well else 503)
 

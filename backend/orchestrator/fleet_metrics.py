@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from prometheus_client import Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
-from backend.common.contract import EndReason, Word
+from backend.common.contract import EndReason, Trouble, Word
 from backend.common.numbers import HISTOGRAMS_MS, Fleet
 from backend.orchestrator.commands import QueueState
 from backend.orchestrator.errors import FullError, KeyReusedError, UnavailableError
@@ -230,7 +230,12 @@ def _hosts(fleet: Fleet) -> Iterator[Metric]:
     measured = GaugeMetricFamily(
         "greenroom_host_measured", "processes in greenroom_host_memory_bytes", labels=["host", "state"]
     )
+    trouble = GaugeMetricFamily(
+        "greenroom_host_trouble", "1 while the host starts no or few agents, for this cause", labels=["host", "cause"]
+    )
     for host in fleet.hosts:
+        for cause in Trouble if host.record else ():
+            trouble.add_metric([host.id, cause], host.record.get("trouble") == cause)
         seen.add_metric([host.id], fleet.age(host.seen_ms))
         slots.add_metric([host.id], host.slots)
         if host.record:
@@ -239,7 +244,7 @@ def _hosts(fleet: Fleet) -> Iterator[Metric]:
             if f"{state}_measured" in host.record:
                 memory.add_metric([host.id, state], int(host.record[f"{state}_memory_bytes"]))
                 measured.add_metric([host.id, state], int(host.record[f"{state}_measured"]))
-    yield from (seen, capacity, slots, memory, measured)
+    yield from (seen, capacity, slots, memory, measured, trouble)
 
 
 def _queues(queues: Mapping[str, QueueState]) -> Iterator[Metric]:

@@ -14,6 +14,7 @@ from backend.orchestrator.errors import GreenroomError
 from backend.orchestrator.house import House
 from backend.orchestrator.schemas import EndDetails, EndResponse, SessionView
 from backend.orchestrator.store import Host
+from backend.orchestrator.troubles import read_troubles
 
 CHECK_SECONDS = 2.5
 
@@ -94,13 +95,14 @@ def _host_view(host: Host, now_ms: int) -> dict[str, Any]:
 
 
 async def health(house: House) -> tuple[bool, dict[str, Any]]:
-    """Whether a call can be started, and the state of each part. A full house is well."""
+    """Whether a call can be started, and the state of each part. A full house is well, a degraded one takes calls."""
 
-    async def has_hosts() -> None:
+    async def has_hosts() -> str:
         if not await house.store.hosts():
             raise GreenroomError("no launcher was heard in the last 10 s")
+        return "; ".join(await read_troubles(house.store.client, await house.store.now_ms()))
 
-    checks = {
+    checks: dict[str, Callable[[], Awaitable[str | None]]] = {
         "redis": house.store.ping,
         "broker": house.commands.ping,
         "livekit": house.rooms.ping,
@@ -109,18 +111,22 @@ async def health(house: House) -> tuple[bool, dict[str, Any]]:
     results = await asyncio.gather(*(_check(check) for check in checks.values()))
     components = dict(zip(checks, results, strict=True))
     # Warm agents are claimed without the broker; none is started without it, so it counts.
-    is_well = all(component["state"] == "ok" for component in components.values())
-    return is_well, {"status": "ok" if is_well else "unavailable", "components": components}
+    states = {component["state"] for component in components.values()}
+    status = "unavailable" if "failed" in states else "degraded" if "degraded" in states else "ok"
+    return "failed" not in states, {"status": status, "components": components}
 
 
-async def _check(check: Callable[[], Awaitable[None]]) -> dict[str, Any]:
+async def _check(check: Callable[[], Awaitable[str | None]]) -> dict[str, Any]:
+    """Check one part; what the check returns is wrong with it, though it works."""
     before = time.monotonic()
     try:
         async with asyncio.timeout(CHECK_SECONDS):
-            await check()
+            trouble = await check()
     except (RedisError, GreenroomError, OSError, TimeoutError) as error:
         detail = str(error) if isinstance(error, GreenroomError) else type(error).__name__
         return {"state": "failed", "latencyMs": _ms_since(before), "detail": detail}
+    if trouble:
+        return {"state": "degraded", "latencyMs": _ms_since(before), "detail": trouble}
     return {"state": "ok", "latencyMs": _ms_since(before)}
 
 

@@ -181,7 +181,8 @@ def test_twenty_agents_leave_no_zombie_and_no_descriptor(launcher: RunningLaunch
     wait_until(lambda: launcher.living() == [])
     before = descriptors()
     for number in range(20):
-        launcher.spawn(f"a{number}", "leave")
+        agent = launcher.spawn(f"a{number}")
+        launcher.ask(do="kill", agent_id=agent.id, nonce=agent.nonce)
     wait_until(lambda: launcher.living() == [], timeout=10)
     wait_until(lambda: descriptors() <= before, what=f"{before} descriptors again")
     assert psutil.Process(launcher.pid).children() == []
