@@ -29,15 +29,17 @@ LONG_GAP_SECONDS = 0.2
 
 @dataclass(frozen=True, kw_only=True)
 class Action:
-    """One way to take a program anew: what supervisorctl is told, and what its log says when it is back."""
+    """One way to take a program anew."""
 
     words: tuple[str, ...]
+    """What supervisorctl is told."""
     program: str
     is_back: str
+    """What its log says when it is back; '' when supervisorctl itself waits for it."""
 
 
 ACTIONS = {
-    "worker": Action(words=("restart", "worker"), program="worker", is_back="ready."),
+    "worker": Action(words=("restart", "worker"), program="worker", is_back=""),
     "api": Action(words=("signal", "HUP", "api"), program="api", is_back="API_KEYS is not set"),
     "launcher": Action(words=("signal", "HUP", "launcher"), program="launcher", is_back="launcher is ready"),
     "api-restart": Action(words=("restart", "api"), program="api", is_back="API_KEYS is not set"),
@@ -91,7 +93,8 @@ class Restarts:
         said: Callable[[], int] = lambda: log.read_text(errors="replace").count(action.is_back)  # noqa: E731
         before, began = said(), time.monotonic()
         await asyncio.to_thread(self._system.house.control, *action.words)
-        await wait_until_async(lambda: said() > before, timeout=BACK_SECONDS, what=f"{action.program} is back")
+        if action.is_back:
+            await wait_until_async(lambda: said() > before, timeout=BACK_SECONDS, what=f"{action.program} is back")
         self._now.times += 1
         self._now.seconds.append(time.monotonic() - began)
         await asyncio.sleep(QUIET_SECONDS)

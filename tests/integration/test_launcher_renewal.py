@@ -102,7 +102,7 @@ def test_a_renewed_launcher_waits_for_its_agents_as_for_children(launch: Launch,
     os.kill(agent.pid, signal.SIGKILL)
     assert launcher.wait_for_report(agent) == "-9"  # only a parent learns it: it left no last words
     assert not is_zombie(agent.pid)
-    assert launcher.files() == []
+    wait_until(lambda: launcher.files() == [])
 
 
 def test_an_exit_while_the_launcher_is_renewed_is_reported_and_leaves_no_zombie(launcher: RunningLauncher) -> None:
