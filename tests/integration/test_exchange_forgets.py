@@ -85,6 +85,15 @@ def test_a_call_that_came_back_can_be_taken_over(desk: Desk) -> None:
     assert desk.agent("b")[1] == Assignment(session_id="s", generation=2)
 
 
+def test_an_agent_that_returned_takes_its_slot_of_the_room_that_its_host_has(desk: Desk) -> None:
+    agent, work = desk.live()
+    kept = remembered(desk)
+    desk.client.flushall()
+    desk.host(capacity=10)
+    desk.do(x.agent_returns(agent, work, remembered=kept))
+    assert desk.client.zscore(keys.POOL_PLACES, "h") == 9
+
+
 def test_an_agent_may_return_twice(desk: Desk) -> None:
     agent, work = desk.live()
     kept = remembered(desk)

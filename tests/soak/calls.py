@@ -19,7 +19,7 @@ SHORTEST, LONGEST = 5.0, 30.0
 """Seconds of a call, from its first sound."""
 PATIENCE_SECONDS = 40.0
 """Longer than a session may wait for its agent, so that it is not the caller who gives up."""
-REPEAT_SECONDS = 20.0
+REPEAT_SECONDS = 40.0
 """How long a client repeats a request: longer than any program takes to be back."""
 PAUSE_SECONDS = 0.5
 
