@@ -77,13 +77,11 @@ def program_of(command: str) -> str:
     return next((program for sign, program in SIGNS.items() if sign in command), "other")
 
 
-def descriptors(pids: Iterable[int]) -> int:
-    """How many files they have open."""
-    total = 0
-    for pid in pids:
-        with contextlib.suppress(OSError):
-            total += len(os.listdir(f"/proc/{pid}/fd"))
-    return total
+def descriptors(pid: int) -> int:
+    """How many files a process has open; 0 when it is gone."""
+    with contextlib.suppress(OSError):
+        return len(os.listdir(f"/proc/{pid}/fd"))
+    return 0
 
 
 def _told_apart(member: Member, members: Mapping[int, Member]) -> Member:
