@@ -1,7 +1,7 @@
 # Two commands matter: `make run` and `make test`. Everything they need is fetched into .venv and .run.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format bench simulate lock mutants soak clean
+.PHONY: help run test check audit fuzz crowd format bench simulate lock mutants soak clean
 
 # The first Python that is new enough and really works: version managers leave commands that only print an error.
 WORKS := import sys, ensurepip, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
@@ -30,6 +30,21 @@ check: ## Check format, style, types, imports, lengths and documentation
 	@.venv/bin/mypy
 	@.venv/bin/lint-imports
 	@.venv/bin/python -m pytest -q tests/unit/test_conventions.py
+	@exec .venv/bin/python -m backend.local.audit
+
+audit: ## Look the locked packages up among known vulnerabilities, where that data can be had
+	@exec $(SETUP) -m backend.local.setup check
+	@exec .venv/bin/python -m backend.local.audit
+
+fuzz: ## Send every endpoint what its description allows and forbids (FUZZ_SECONDS=300); ARGS="..." goes to pytest
+	@exec $(SETUP) -m backend.local.setup test
+	@exec .venv/bin/python -m backend.local.livekit
+	@FUZZ_SECONDS=$${FUZZ_SECONDS:-300} exec .venv/bin/python -m pytest tests/integration/test_fuzz.py $(ARGS)
+
+crowd: ## Open 10,000 connections that say nothing and see what the others notice; ARGS=20000
+	@exec $(SETUP) -m backend.local.setup test
+	@exec .venv/bin/python -m backend.local.livekit
+	@exec .venv/bin/python -m tests.benchmarks.crowd $(ARGS)
 
 format: ## Format the code and mend what ruff can mend
 	@exec $(SETUP) -m backend.local.setup check
@@ -62,6 +77,7 @@ lock: ## Write the lock files from pyproject.toml
 	$(COMPILE) --group dev --constraint requirements.lock --output-file requirements-dev.lock
 	$(COMPILE) --group plots --constraint requirements.lock --output-file requirements-plots.lock
 	$(COMPILE) --group peer --output-file requirements-peer.lock
+	$(COMPILE) --group audit --output-file requirements-audit.lock
 	$(COMPILE) --group tools --output-file requirements-tools.lock
 	npm install --prefix backend/orchestrator/page --package-lock-only --ignore-scripts --omit-lockfile-registry-resolved
 

@@ -135,6 +135,8 @@ MUTANTS = [
         "redis.call('HSET', callers, ARGV[3], 'joined')",
     ),
     ("livekit_event", " or state == 'ended'", ""),
+    ("livekit_event", " or is_earlier", ""),
+    ("livekit_event", "if not is_earlier then", "if true then"),
 ]
 
 

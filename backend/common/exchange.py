@@ -227,12 +227,14 @@ def session_settled(session_id: str) -> Call[bool]:
     return Call(operation="session_settled", keys=(keys.session(session_id),), arguments=(session_id,), read=bool)
 
 
-def livekit_event(event_id: str, *, session_id: str, event: str, room_sid: str, participant_sid: str = "") -> Call[str]:
+def livekit_event(  # noqa: PLR0913  # what a webhook holds
+    event_id: str, *, session_id: str, event: str, room_sid: str, room_made_ms: int = 0, participant_sid: str = ""
+) -> Call[str]:
     """Take one webhook once: ``again``, ``unknown`` (no such session), ``ended`` (it ended one) or ``taken``."""
     return Call(
         operation="livekit_event",
         keys=(keys.livekit_event(event_id), keys.session(session_id)),
-        arguments=(session_id, event, participant_sid, room_sid),
+        arguments=(session_id, event, participant_sid, room_sid, room_made_ms),
         read=str,
     )
 

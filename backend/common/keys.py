@@ -187,6 +187,7 @@ TABLE = (
         stays=True,
     ),
     Key(pattern="livekit:event:{id}", type="string", meaning="a webhook that was taken", ttl="1 hour"),
+    Key(pattern="rate:{limit}", type="string", meaning="calls of an API key or address in a window", ttl="two windows"),
 )
 
 HOSTS = "hosts"
@@ -284,3 +285,8 @@ def host_warm(host_id: str) -> str:
 def livekit_event(event_id: str) -> str:
     """Marks a webhook as taken."""
     return f"livekit:event:{event_id}"
+
+
+def rate(limit: str) -> str:
+    """Counts towards a rate limit; the library names it."""
+    return f"rate:{limit}"

@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, SecretStr, ValidationError, field_validato
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from backend.common.door_settings import DoorSettings
 from backend.common.host_settings import HostSettings
 from backend.common.trace_settings import TraceSettings
 from backend.common.variables import HostId, HttpUrl, RedisUrl, WebUrl, has_package, split, variable
@@ -177,40 +178,17 @@ class OrchestratorSettings(CommonSettings):
     )
 
 
-class ApiSettings(OrchestratorSettings):
+class ApiSettings(DoorSettings, OrchestratorSettings):
     """The REST API."""
 
     livekit_public_url: WebUrl | None = variable(
         "LIVEKIT_PUBLIC_URL", "the LiveKit address that browsers are told; unset: LIVEKIT_URL", None
     )
-    host: str | None = variable("HOST", "address to bind; unset: 127.0.0.1 without API_KEYS, else 0.0.0.0", None)
     port: int = variable("PORT", "port of the API and the page", 8000, ge=1, le=65_535)
-    api_keys: Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(split)] = variable(
-        "API_KEYS", "keys that clients must show, separated by commas; unset: loopback only", ()
-    )
-    page: Literal["auto", "on", "off"] = variable(
-        "PAGE", "the page at /: on, off, or auto (on while API_KEYS is unset)", "auto"
-    )
     max_waiting: int = variable("MAX_WAITING", "most sessions in the waiting line", 20, ge=0, le=100_000)
     max_sessions_per_user: int = variable(
         "MAX_SESSIONS_PER_USER", "most sessions of one user at a time", 100, ge=1, le=100_000
     )
-
-    @model_validator(mode="after")
-    def _keys_guard_the_network(self) -> "ApiSettings":
-        if self.host and not self.api_keys and self.host not in ("127.0.0.1", "localhost", "::1"):
-            raise ValueError(f"HOST={self.host} without API_KEYS would let anyone start calls: set API_KEYS")
-        return self
-
-    @property
-    def bind_address(self) -> str:
-        """Without keys anyone who reaches the port may start calls: then only this machine."""
-        return self.host or ("0.0.0.0" if self.api_keys else "127.0.0.1")  # noqa: S104  # keys guard it
-
-    @property
-    def has_page(self) -> bool:
-        """Whether the page is served."""
-        return self.page == "on" or (self.page == "auto" and not self.api_keys)
 
     @property
     def public_url(self) -> str:

@@ -6,6 +6,7 @@ What nobody gave an address of, Redis or a LiveKit server, is started here too.
 import fcntl
 import math
 import os
+import resource
 import signal
 import sys
 import threading
@@ -34,6 +35,9 @@ def main() -> None:
     if settings.log_format == "json":
         say_as_json()
     os.umask(0o077)  # logs, sockets and state are for this user only
+    resource.setrlimit(
+        resource.RLIMIT_CORE, (0, 0)
+    )  # a core dump holds keys and what was said; every program inherits it
     run_dir = settings.run_dir.absolute()
     run_dir.mkdir(parents=True, exist_ok=True)
     run_dir.chmod(0o700)
@@ -140,7 +144,7 @@ def welcome(api: ApiSettings, launcher: LauncherSettings, logs: Path) -> str:
         f"  voice     {voice}",
         f"  logs      {logs}",
     ]
-    if not api.api_keys:
+    if not api.has_keys:
         lines.append("  reach     this machine only, because API_KEYS is not set")
     return "\n".join([*lines, "Ctrl-C stops all of it.", ""])
 

@@ -22,8 +22,9 @@ PEER = ROOT / ".run" / "peer"
 PEER_PYTHON = PEER / "bin" / "python"
 PAGE = ROOT / "backend" / "orchestrator" / "page"
 
-RUNTIME, DEVELOPMENT, PLOTS, PEERS, TOOLS = (
-    ROOT / f"requirements{kind}.lock" for kind in ("", "-dev", "-plots", "-peer", "-tools")
+AUDITOR = ROOT / ".run" / "audit"
+RUNTIME, DEVELOPMENT, PLOTS, PEERS, AUDIT, TOOLS = (
+    ROOT / f"requirements{kind}.lock" for kind in ("", "-dev", "-plots", "-peer", "-audit", "-tools")
 )
 
 LOCKS = {
@@ -50,6 +51,8 @@ def main(goal: str) -> None:
         install(lock.stem, lock.read_text(), about="a minute or two the first time")
     if goal == "bench":
         install(PEERS.stem, PEERS.read_text(), about="a minute the first time", environment=PEER)
+    if goal == "check":
+        install(AUDIT.stem, AUDIT.read_text(), about="some seconds the first time", environment=AUDITOR)
     install_command()
     if goal not in ("check", "simulate"):
         install_page()

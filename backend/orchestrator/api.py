@@ -1,15 +1,13 @@
 """The REST API. ``python -m backend.orchestrator.api`` serves it; ``create_app`` makes it for tests."""
 
 import asyncio
-import socket
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Any, Literal
 
 import uvicorn
 from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request, Response
-from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi.responses import JSONResponse
 from fastapi.security import HTTPBearer
 from loguru import logger
 
@@ -18,12 +16,18 @@ from backend.common.settings import ApiSettings, read
 from backend.orchestrator import lifecycle, metrics, serving, views
 from backend.orchestrator.auth import COOKIE, Client, Doorkeeper
 from backend.orchestrator.broker import make_app
+from backend.orchestrator.connections import Connections
 from backend.orchestrator.errors import InvalidRequestError, UnauthorizedError
+from backend.orchestrator.gate import surround
 from backend.orchestrator.house import House, open_house
+from backend.orchestrator.listening import bind, configuration
+from backend.orchestrator.rates import Rates
 from backend.orchestrator.schemas import (
     EXAMPLE_HEALTH,
     EXAMPLE_STATS,
+    GUARDED,
     METRICS_ANSWERS,
+    WITH_BODY,
     EndRequest,
     EndResponse,
     SessionList,
@@ -35,7 +39,7 @@ from backend.orchestrator.schemas import (
     answers,
     error_responses,
 )
-from backend.orchestrator.web import Limits, add_error_answers, add_files
+from backend.orchestrator.web import add_error_answers, add_files, give_cookie
 
 DESCRIPTION = """A voice agent in a LiveKit room before the caller gets there.
 
@@ -48,8 +52,6 @@ MESSAGES = {
     "live": "The session is running.",
     "ended": "The session has ended.",
 }
-GRACEFUL_SECONDS = 3
-"""For requests that are under way when the program is told to stop; none takes longer."""
 
 
 # Coroutines, though they wait for nothing: FastAPI takes plain functions to another thread, which takes longer.
@@ -63,9 +65,21 @@ _shown_bearer = HTTPBearer(auto_error=False, description="one of API_KEYS; not n
 
 
 async def the_client(request: Request, _: Annotated[object, Depends(_shown_bearer)]) -> Client:
-    """Who calls. Raises: UnauthorizedError"""
+    """Who calls. Raises: UnauthorizedError, RateLimitedError"""
     doorkeeper: Doorkeeper = request.app.state.doorkeeper
-    return doorkeeper.admit(request.headers.get("Authorization"), request.cookies.get(COOKIE))
+    client = doorkeeper.admit(request.headers.get("Authorization"), request.cookies.get(COOKIE))
+    await request.app.state.rates.count_call(client, request.scope)
+    return client
+
+
+async def a_starting_client(
+    client: Annotated[Client, Depends(the_client)], request: Request, response: Response
+) -> Client:
+    """Who starts a call; the page's visitors are known for as long as it may last. Raises: RateLimitedError"""
+    await request.app.state.rates.count_start(client, request.scope)
+    if client.page:
+        give_cookie(response, request, request.app.state.doorkeeper, client.page)
+    return client
 
 
 async def a_trusted_client(client: Annotated[Client, Depends(the_client)]) -> Client:
@@ -77,6 +91,7 @@ async def a_trusted_client(client: Annotated[Client, Depends(the_client)]) -> Cl
 
 TheHouse = Annotated[House, Depends(the_house)]
 TheClient = Annotated[Client, Depends(the_client)]
+StartingClient = Annotated[Client, Depends(a_starting_client)]
 TrustedClient = Annotated[Client, Depends(a_trusted_client)]
 IdempotencyKey = Annotated[
     str | None,
@@ -92,9 +107,13 @@ sessions = APIRouter(tags=["sessions"])
 others = APIRouter()
 
 
-@sessions.post("/session/start", response_model=StartResponse, responses=error_responses(401, 409, 413, 422, 429, 503))
+@sessions.post(
+    "/session/start",
+    response_model=StartResponse,
+    responses=error_responses(*GUARDED, *WITH_BODY, 409),
+)
 async def start(
-    body: StartRequest, house: TheHouse, client: TheClient, request: Request, key: IdempotencyKey = None
+    body: StartRequest, house: TheHouse, client: StartingClient, request: Request, key: IdempotencyKey = None
 ) -> StartResponse:
     """Start a session: the way into its room, with an agent in it or on its way."""
     parent, arrived_at_ns = request.headers.get("traceparent", ""), request.scope.get("arrived_at_ns")
@@ -111,21 +130,21 @@ async def start(
     )
 
 
-@sessions.post("/session/end", response_model=EndResponse, responses=error_responses(401, 404, 422, 503))
+@sessions.post("/session/end", response_model=EndResponse, responses=error_responses(*GUARDED, *WITH_BODY, 404))
 async def end(body: EndRequest, house: TheHouse, client: TheClient) -> EndResponse:
     """End a session. The figures are final, and the same in every later answer."""
     ended = await lifecycle.end_by_client(house, client, body.session_id)
     return views.end_view(body.session_id, ended)
 
 
-@sessions.get("/session/{session_id}", response_model=SessionView, responses=error_responses(401, 404, 503))
+@sessions.get("/session/{session_id}", response_model=SessionView, responses=error_responses(*GUARDED, 404))
 async def show(session_id: str, house: TheHouse, client: TheClient) -> SessionView:
     """Show one session; ended ones for 7 days."""
     record = await lifecycle.find_session(house, client, session_id)
     return views.session_view(session_id, record, await house.store.now_ms())
 
 
-@sessions.get("/sessions", response_model=SessionList, responses=error_responses(401, 422, 503))
+@sessions.get("/sessions", response_model=SessionList, responses=error_responses(*GUARDED, 422))
 async def list_sessions(
     house: TheHouse,
     _: TrustedClient,
@@ -143,7 +162,7 @@ async def list_sessions(
 
 
 @others.post(
-    "/api/token", response_model=TokenResponse, tags=["sessions"], responses=error_responses(401, 403, 404, 422, 503)
+    "/api/token", response_model=TokenResponse, tags=["sessions"], responses=error_responses(*GUARDED, *WITH_BODY, 404)
 )
 async def token(body: TokenRequest, house: TheHouse, client: TheClient, request: Request) -> TokenResponse:
     """Give the caller of an unended session a fresh way in. It never makes a session."""
@@ -153,7 +172,7 @@ async def token(body: TokenRequest, house: TheHouse, client: TheClient, request:
 
 
 @others.post(
-    "/livekit/webhook", tags=["LiveKit"], responses=answers({"success": True}) | error_responses(401, 413, 503)
+    "/livekit/webhook", tags=["LiveKit"], responses=answers({"success": True}) | error_responses(401, 403, 413, 503)
 )
 async def webhook(house: TheHouse, request: Request, authorization: Annotated[str, Header()] = "") -> dict[str, bool]:
     """Take an event of the LiveKit server: a JWT that holds the hash of the raw body. Not for clients."""
@@ -180,13 +199,13 @@ async def livez() -> dict[str, str]:
     return {"status": "ok"}
 
 
-@others.get("/stats", tags=["operation"], responses=answers(EXAMPLE_STATS) | error_responses(401, 503))
+@others.get("/stats", tags=["operation"], responses=answers(EXAMPLE_STATS) | error_responses(*GUARDED))
 async def stats(house: TheHouse, _: TrustedClient) -> dict[str, Any]:
     """Show the whole fleet: sessions, agents, pool, line, hosts, Redis, queues."""
     return await views.stats(house)
 
 
-@others.get("/metrics", tags=["operation"], response_class=PlainTextResponse, responses=METRICS_ANSWERS)
+@others.get("/metrics", tags=["operation"], response_class=Response, responses=METRICS_ANSWERS)
 async def show_metrics(
     house: TheHouse, _: TrustedClient, request: Request, accept: Annotated[str, Header()] = ""
 ) -> Response:
@@ -201,6 +220,7 @@ def create_app(settings: ApiSettings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.house = open_house(settings, make_app(settings))
+        app.state.rates = Rates(settings, app.state.house.store.client)
         app.state.house.rooms.on_made = app.state.metrics.room_made.observe
         yield
         await app.state.house.close()
@@ -223,7 +243,7 @@ def create_app(settings: ApiSettings) -> FastAPI:
     add_error_answers(app)
     add_files(app, settings, app.state.doorkeeper)
     app.state.metrics.expect([*sessions.routes, *others.routes])
-    app.add_middleware(Limits, is_open=not settings.api_keys)
+    surround(app, settings)
     app.add_middleware(metrics.Measured, metrics=app.state.metrics)
     return app
 
@@ -238,32 +258,12 @@ def main() -> None:
     tracing.start(settings, "api")
     if settings.python_script_path:
         logger.warning("PYTHON_SCRIPT_PATH is ignored: agents are forked from the launcher, no script is started")
-    if not settings.api_keys:
+    if not settings.has_keys:
         logger.warning("API_KEYS is not set: anyone on this machine may start calls, and nobody else can reach the API")
     app = create_app(settings)
-    config = uvicorn.Config(
-        app,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=GRACEFUL_SECONDS,
-    )
+    config = configuration(app, settings, Connections())
     listener = serving.kept_listener(settings.port) or bind(settings)
     serving.serve(uvicorn.Server(config), listener, on_lag=app.state.metrics.lag.observe)
-
-
-def bind(settings: ApiSettings) -> socket.socket:
-    """Listen where the settings say. Raises: SystemExit, after one line that says what to do"""
-    try:
-        family = socket.AF_INET6 if ":" in settings.bind_address else socket.AF_INET
-        listener = socket.create_server((settings.bind_address, settings.port), family=family, backlog=2048)
-    except OSError as error:
-        reason = f"PORT {settings.port} on {settings.bind_address} cannot be bound: {error.strerror}"
-        print(f"{reason}. Stop what listens there, or set PORT", file=sys.stderr)  # noqa: T201  # the one line
-        raise SystemExit(1) from None
-    # asyncio sets it only on sockets that it made itself. Without it an answer's body waits 40 ms for the client.
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return listener
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """Who calls: an API key, the page's cookie, or anyone on this machine while no keys are set."""
 
-import hashlib
 import hmac
 import secrets
 import time
@@ -8,9 +7,11 @@ from dataclasses import dataclass
 
 from backend.common.settings import ApiSettings
 from backend.orchestrator.errors import UnauthorizedError
+from backend.orchestrator.keyring import Keyring
 
 COOKIE = "greenroom"
-COOKIE_SECONDS = 12 * 3_600
+COOKIE_SECONDS = 3_600
+"""Renewed by each visit and each start. The longest call comes on top: who could start it can also end it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,14 +24,17 @@ class Client:
     """The page's visitor, when the cookie came with the request."""
     is_trusted: bool = True
     """An API key, or any caller while no keys are set: may see every session. Else only the page's own ones."""
+    label: str = ""
+    """How logs show the API key: its name, if it has one, and the beginning of its hash."""
 
 
 class Doorkeeper:
     """Checks keys and cookies."""
 
     def __init__(self, settings: ApiSettings) -> None:
-        self._digests = [_digest(key.get_secret_value()) for key in settings.api_keys]
-        self._has_page = settings.has_page
+        self._keyring = Keyring(settings)
+        self._has_keys, self._has_page = settings.has_keys, settings.has_page
+        self.cookie_seconds = COOKIE_SECONDS + settings.session_timeout_ms // 1000
         # Derived, so that no further secret is to be kept, and so that the cookie tells nothing of LiveKit's.
         secret = settings.livekit_api_secret.get_secret_value().encode()
         self._cookie_key = hmac.digest(secret, b"greenroom page cookie", "sha256")
@@ -41,23 +45,21 @@ class Doorkeeper:
         Raises: UnauthorizedError
         """
         visitor = self.read_cookie(cookie) if cookie and self._has_page else ""
-        if not self._digests:
+        if not self._has_keys:
             return Client(scope="", page=visitor)
         if authorization is None:
             if visitor:
                 return Client(scope="page", page=visitor, is_trusted=False)
             raise UnauthorizedError("Send an API key: 'Authorization: Bearer <key>'")
-        scheme, _, key = authorization.partition(" ")
-        digest = _digest(key.strip())
-        # Every key is compared, each in constant time: the time tells neither which nor how much matched.
-        known = [hmac.compare_digest(digest, mine) for mine in self._digests]
-        if scheme.lower() != "bearer" or not any(known):
+        scheme, _, shown = authorization.partition(" ")
+        key = self._keyring.find(shown.strip())
+        if scheme.lower() != "bearer" or key is None:
             raise UnauthorizedError("This API key is not known: check 'Authorization: Bearer <key>'")
-        return Client(scope=digest[:12], page=visitor)
+        return Client(scope=key.scope, page=visitor, label=str(key))
 
-    def new_cookie(self) -> str:
-        """Draw a visitor and sign them: id, expiry in unix seconds, signature."""
-        text = f"{secrets.token_hex(12)}.{int(time.time()) + COOKIE_SECONDS}"
+    def new_cookie(self, visitor: str = "") -> str:
+        """Sign a visitor, a new one unless given: id, expiry in unix seconds, signature."""
+        text = f"{visitor or secrets.token_hex(12)}.{int(time.time()) + self.cookie_seconds}"
         return f"{text}.{self._sign(text)}"
 
     def read_cookie(self, cookie: str) -> str:
@@ -69,7 +71,3 @@ class Doorkeeper:
 
     def _sign(self, text: str) -> str:
         return hmac.digest(self._cookie_key, text.encode(), "sha256").hex()
-
-
-def _digest(key: str) -> str:
-    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()

@@ -63,6 +63,13 @@ class FullError(GreenroomError):
     code = "at_capacity"
 
 
+class RateLimitedError(GreenroomError):
+    """Raised when a client calls more often than RATE_LIMIT or PAGE_RATE_LIMIT allows."""
+
+    status = 429
+    code = "rate_limited"
+
+
 class UnavailableError(GreenroomError):
     """Raised when Redis or LiveKit does not answer in time. What was answered with it never happens later."""
 

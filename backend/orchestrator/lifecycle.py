@@ -88,7 +88,8 @@ async def start_session(
         house.in_background(house.rooms.create(session_id))
     trace.stage("create_room")
     await texts.keep(house, client, request, start.user_id)
-    logger.info("session started", session_id=session_id, state=arrival.state, agent_id=arrival.agent_id)
+    known = {"session_id": session_id, "agent_id": arrival.agent_id, "api_key": client.label}
+    logger.info("session started", state=arrival.state, **known)
     token = house.rooms.caller_token(session_id, start.record["caller_identity"], start.record["user_name"])
     trace.stage("token")
     return Started(session_id=session_id, state=SessionState(arrival.state), token=token)
@@ -198,11 +199,17 @@ async def hear_livekit(house: House, body: str, token: str) -> None:
     is_of_a_caller = event.event in LIVEKIT_EVENTS and person.identity != AGENT_IDENTITY
     if not is_of_a_caller or not session.is_session_id(event.room.name):  # the server may have other users
         return
+    room = event.room
     call = livekit_event(
-        event.id, session_id=event.room.name, event=event.event, room_sid=event.room.sid, participant_sid=person.sid
+        event.id,
+        session_id=room.name,
+        event=event.event,
+        room_sid=room.sid,
+        room_made_ms=room.creation_time_ms or room.creation_time * 1000,
+        participant_sid=person.sid,
     )
     if await house.run(call) == "ended":
-        logger.info("session ended with its room", session_id=event.room.name)
+        logger.info("session ended with its room", session_id=room.name)
 
 
 # -- end ---------------------------------------------------------------------------------------

@@ -285,7 +285,9 @@ def error_responses(*codes: int) -> dict[int | str, dict[str, Any]]:
     return {code: {"model": ErrorResponse} for code in codes}
 
 
+GUARDED, WITH_BODY = (401, 403, 429, 503), (400, 413, 422)
+"""What every call that needs a key may be answered with, and every call that has a body."""
 METRICS_ANSWERS: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"text/plain": {"example": EXAMPLE_METRICS}}},
-    **error_responses(401),
+    200: {"content": {kind: {"example": EXAMPLE_METRICS} for kind in ("text/plain", "application/openmetrics-text")}},
+    **error_responses(401, 403, 429),
 }

@@ -1,7 +1,6 @@
-"""What surrounds every request: limits, headers, errors in one shape, and the files of the page."""
+"""Errors in one shape, and the files of the documentation and of the page."""
 
 import json
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -12,19 +11,16 @@ from fastapi.responses import FileResponse
 from loguru import logger
 from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from backend.common.settings import ApiSettings
-from backend.orchestrator.auth import COOKIE, COOKIE_SECONDS, Doorkeeper
+from backend.orchestrator.auth import COOKIE, Doorkeeper
 from backend.orchestrator.errors import (
     BodyTooLargeError,
-    ForbiddenError,
     GreenroomError,
     InvalidRequestError,
     UnavailableError,
 )
 
-BODY_BYTES = 64 * 1024
 PAGE = Path(__file__).parent / "page"
 _SWAGGER = "node_modules/swagger-ui-dist"
 FILES = {
@@ -35,70 +31,6 @@ FILES = {
     "swagger-ui.css": f"{_SWAGGER}/swagger-ui.css",
     "swagger-ui-bundle.js": f"{_SWAGGER}/swagger-ui-bundle.js",
 }
-HEADERS = {
-    b"x-content-type-options": b"nosniff",
-    b"referrer-policy": b"no-referrer",
-    b"x-frame-options": b"DENY",
-    b"cache-control": b"no-store",
-    b"content-security-policy": b"default-src 'none'; frame-ancestors 'none'",
-}
-
-
-class Limits:
-    """Refuses bodies over 64 KiB as they come, and puts the security headers on every answer.
-
-    Without API_KEYS it also refuses foreign host names: a web page of somebody else could have its own name
-    lead to this machine, and would then be let in as if it were ours.
-    """
-
-    def __init__(self, app: ASGIApp, *, is_open: bool) -> None:
-        self._app, self._is_open = app, is_open
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        scope["arrived_at_ns"] = time.time_ns()  # Unix nanoseconds: a start's trace begins here
-        if self._is_open and not _is_this_machine(scope):
-            answer = _answer(ForbiddenError("Without API_KEYS only 127.0.0.1 and localhost are served: set API_KEYS"))
-            await answer(scope, receive, send)
-            return
-        seen = 0
-
-        async def receive_some() -> Message:
-            nonlocal seen
-            message = await receive()
-            seen += len(message.get("body", b""))
-            if seen > BODY_BYTES:
-                raise _TooLarge
-            return message
-
-        async def send_with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                present = {name.lower() for name, _ in message["headers"]}
-                added = [(name, value) for name, value in HEADERS.items() if name not in present]
-                message["headers"] = [*message["headers"], *added]
-            await send(message)
-
-        try:
-            await self._app(scope, receive_some, send_with_headers)
-        except _TooLarge:
-            answer = _answer(BodyTooLargeError("The body is larger than 64 KiB: send less"))
-            await answer(scope, receive, send_with_headers)
-
-
-def _is_this_machine(scope: Scope) -> bool:
-    host = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"host"), "localhost")
-    try:
-        return urlsplit(f"//{host}").hostname in ("127.0.0.1", "localhost", "::1")
-    except ValueError:  # a bracket without its other half
-        return False
-
-
-class _TooLarge(HTTPException):
-    def __init__(self) -> None:
-        super().__init__(413)
 
 
 def add_error_answers(app: FastAPI) -> None:
@@ -108,31 +40,26 @@ def add_error_answers(app: FastAPI) -> None:
         known = error if isinstance(error, GreenroomError) else GreenroomError("Something went wrong")
         if known.status >= 500:
             logger.warning("request not served", path=request.url.path, status=known.status, detail=str(known))
-        return _answer(known)
+        return answer_to(known)
 
     async def redis_is_away(_: Request, error: Exception) -> Response:
         logger.warning("Redis does not answer", error=type(error).__name__)
-        return _answer(UnavailableError("Redis does not answer: try again in a few seconds", retry_after_seconds=5))
+        return answer_to(UnavailableError("Redis does not answer: try again in a few seconds", retry_after_seconds=5))
 
     async def invalid(_: Request, error: Exception) -> Response:
         problems = error.errors() if isinstance(error, RequestValidationError) else []
-        return _answer(InvalidRequestError("; ".join(_explain(problem) for problem in problems[:10])))
+        return answer_to(InvalidRequestError("; ".join(_explain(problem) for problem in problems[:10])))
 
     async def http(_: Request, error: Exception) -> Response:
         status = error.status_code if isinstance(error, HTTPException) else 500
         headers = dict(error.headers or {}) if isinstance(error, HTTPException) else {}
         code, detail = _HTTP.get(status, ("request_refused", "This request cannot be served: see /docs"))
-        return _json(status, code, detail, headers)
-
-    async def unexpected(request: Request, error: Exception) -> Response:
-        logger.opt(exception=error).error("request failed", path=request.url.path)
-        return _json(500, "internal_error", "Something went wrong here; it was logged. Try again.", {})
+        return error_answer(status, code, detail, headers)
 
     app.add_exception_handler(GreenroomError, expected)
     app.add_exception_handler(RedisError, redis_is_away)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http)
-    app.add_exception_handler(Exception, unexpected)
 
 
 _NOT_AN_OBJECT = ("model_attributes_type", "dict_type")
@@ -161,16 +88,16 @@ def _explain(problem: Mapping[str, object]) -> str:
     return f"{where or 'body'}: {message[:1].lower()}{message[1:]}"
 
 
-def _answer(error: GreenroomError) -> Response:
+def answer_to(error: GreenroomError) -> Response:
     headers = {}
     if error.retry_after_seconds is not None:
         headers["Retry-After"] = str(error.retry_after_seconds)
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    return _json(error.status, error.code, str(error), headers)
+    return error_answer(error.status, error.code, str(error), headers)
 
 
-def _json(status: int, code: str, detail: str, headers: dict[str, str]) -> Response:
+def error_answer(status: int, code: str, detail: str, headers: dict[str, str]) -> Response:
     # ASCII only: a detail may quote what was sent, also halves of characters, which have no other form.
     content = json.dumps({"success": False, "error": code, "detail": detail})
     return Response(content, status_code=status, headers=headers, media_type="application/json")
@@ -185,15 +112,7 @@ def add_files(app: FastAPI, settings: ApiSettings, doorkeeper: Doorkeeper) -> No
 
     async def index(request: Request) -> Response:
         answer = _page("index.html", _page_policy(settings.public_url))
-        if not doorkeeper.read_cookie(request.cookies.get(COOKIE, "")):
-            answer.set_cookie(
-                COOKIE,
-                doorkeeper.new_cookie(),
-                max_age=COOKIE_SECONDS,
-                httponly=True,
-                samesite="strict",
-                secure=request.url.scheme == "https",
-            )
+        give_cookie(answer, request, doorkeeper, doorkeeper.read_cookie(request.cookies.get(COOKIE, "")))
         return answer
 
     async def file(name: str) -> Response:
@@ -206,6 +125,18 @@ def add_files(app: FastAPI, settings: ApiSettings, doorkeeper: Doorkeeper) -> No
     app.add_api_route("/page/{name}", file, include_in_schema=False)
     if settings.has_page:
         app.add_api_route("/", index, include_in_schema=False)
+
+
+def give_cookie(answer: Response, request: Request, doorkeeper: Doorkeeper, visitor: str = "") -> None:
+    """Let the page's visitor, a new one unless given, be known for the cookie's whole life from now on."""
+    answer.set_cookie(
+        COOKIE,
+        doorkeeper.new_cookie(visitor),
+        max_age=doorkeeper.cookie_seconds,
+        httponly=True,
+        samesite="strict",
+        secure=request.url.scheme == "https",
+    )
 
 
 def _page(name: str, policy: str) -> FileResponse:

@@ -38,6 +38,8 @@ class House:
         self.folder = Path(tempfile.mkdtemp(prefix="gr-"))
         self.run_dir = self.folder / "run"
         self.output = self.folder / "output"
+        self.headers: dict[str, str] = {}
+        """Sent with every request: an API key, where the house wants one."""
         self._mark = uuid.uuid4().hex
         self._environment = _without_settings() | TARGET | variables
         self._environment |= {"PORT": str(self.port), "RUN_DIR": str(self.run_dir), "HOST_ID": "house"}
@@ -77,19 +79,19 @@ class House:
 
     def get(self, path: str) -> dict[str, Any]:
         """GET a path of the API."""
-        answer: dict[str, Any] = httpx.get(f"{self.url}{path}", timeout=10).json()
+        answer: dict[str, Any] = httpx.get(f"{self.url}{path}", headers=self.headers, timeout=10).json()
         return answer
 
     def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         """POST to the API; the answer must be 200."""
-        answer = httpx.post(f"{self.url}{path}", json=body, timeout=10)
+        answer = httpx.post(f"{self.url}{path}", json=body, headers=self.headers, timeout=10)
         assert answer.status_code == 200, answer.text
         parsed: dict[str, Any] = answer.json()
         return parsed
 
     def refusal(self, path: str, body: dict[str, Any]) -> int:
         """POST what is to be refused; returns the status. Every refusal says what to do."""
-        answer = httpx.post(f"{self.url}{path}", json=body, timeout=10)
+        answer = httpx.post(f"{self.url}{path}", json=body, headers=self.headers, timeout=10)
         assert answer.json()["detail"]
         return answer.status_code
 

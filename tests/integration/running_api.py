@@ -15,8 +15,10 @@ from yarl import URL
 from backend.common import exchange as x
 from backend.common.contract import Agent, Assignment
 from backend.common.settings import ApiSettings
-from backend.orchestrator.api import bind, create_app
+from backend.orchestrator.api import create_app
+from backend.orchestrator.connections import Connections
 from backend.orchestrator.house import House
+from backend.orchestrator.listening import bind, configuration
 from tests.valkey_server import Valkey
 from tests.waiting import wait_until_async
 
@@ -53,7 +55,7 @@ class RunningApi:
                 status=answer.status,
                 body=json.loads(text) if is_json else None,
                 text=text,
-                headers=dict(answer.headers),
+                headers=answer.headers,
                 seconds=time.monotonic() - before,
             )
 
@@ -104,13 +106,14 @@ class RunningApi:
 
 
 @asynccontextmanager
-async def running_api(settings: ApiSettings) -> AsyncIterator[RunningApi]:
+async def running_api(settings: ApiSettings, connections: Connections | None = None) -> AsyncIterator[RunningApi]:
     """Serve the API at ``settings.port`` until the block ends."""
     app = create_app(settings)
-    config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="on", timeout_graceful_shutdown=1)
+    config = configuration(app, settings, connections or Connections())
+    config.timeout_graceful_shutdown = 1
     server = uvicorn.Server(config)
     listener = bind(settings)
-    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    running = asyncio.create_task(server.serve(sockets=[listener]))
     await wait_until_async(lambda: server.started, what="the API serves")
     url, patience = f"http://127.0.0.1:{settings.port}", aiohttp.ClientTimeout(total=ANSWER_SECONDS)
     try:
@@ -118,7 +121,7 @@ async def running_api(settings: ApiSettings) -> AsyncIterator[RunningApi]:
             yield RunningApi(settings, app.state.house, http)
     finally:
         server.should_exit = True
-        await serving
+        await running
 
 
 @asynccontextmanager

@@ -189,9 +189,9 @@ def test_every_periodic_task_has_an_expiry_and_the_control_queue(deployment: Dep
     ],
 )
 def test_the_broker_is_the_next_database(redis_url: str, broker: str, no_variables: None) -> None:
-    known: dict[str, Any] = {"LIVEKIT_URL": "ws://x", "LIVEKIT_API_KEY": "k", "LIVEKIT_API_SECRET": "s" * 32}
-    assert broker_url(ApiSettings(_env_file=None, REDIS_URL=redis_url, **known)) == broker
-    set_itself = ApiSettings(_env_file=None, REDIS_URL=redis_url, BROKER_URL="redis://other:1/0", **known)
+    known: dict[str, Any] = {"livekit_url": "ws://x", "livekit_api_key": "k", "livekit_api_secret": "s" * 32}
+    assert broker_url(ApiSettings(_env_file=None, redis_url=redis_url, **known)) == broker
+    set_itself = ApiSettings(_env_file=None, redis_url=redis_url, broker_url="redis://other:1/0", **known)
     assert broker_url(set_itself) == "redis://other:1/0"
 
 

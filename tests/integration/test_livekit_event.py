@@ -13,8 +13,13 @@ JOINED, LEFT, FINISHED = "participant_joined", "participant_left", "room_finishe
 
 def tell(desk: Desk, event_id: str, event: str, **changes: str) -> str:
     known = {"sid": "", "session_id": "s", "room_sid": "RM_1"} | changes
-    sid = known.pop("sid")
-    call = x.livekit_event(event_id, event=event, participant_sid=sid, **known)
+    call = x.livekit_event(
+        event_id,
+        event=event,
+        participant_sid=known["sid"],
+        session_id=known["session_id"],
+        room_sid=known["room_sid"],
+    )
     return desk.do(call)
 
 

@@ -51,16 +51,26 @@ def test_a_visitor_of_the_page_is_known_again_and_not_trusted_where_there_are_ke
     assert (with_key.page, with_key.is_trusted) == (client.page, True)
 
 
+def test_a_cookie_can_be_renewed(monkeypatch: pytest.MonkeyPatch) -> None:
+    keeper, now = doorkeeper(), 1_762_018_728.0
+    monkeypatch.setattr("backend.orchestrator.auth.time.time", lambda: now)
+    cookie = keeper.new_cookie()
+    now += 600
+    renewed = keeper.new_cookie(keeper.read_cookie(cookie))
+    assert keeper.read_cookie(renewed) == keeper.read_cookie(cookie)
+    assert int(renewed.split(".")[1]) == int(cookie.split(".")[1]) + 600
+
+
 def test_every_visitor_is_another() -> None:
     keeper = doorkeeper()
     assert len({keeper.read_cookie(keeper.new_cookie()) for _ in range(100)}) == 100
 
 
-def test_a_cookie_is_good_for_half_a_day(monkeypatch: pytest.MonkeyPatch) -> None:
-    keeper, now = doorkeeper(), 1_762_018_728.0
+def test_a_cookie_is_good_for_an_hour_and_the_longest_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    keeper, now = doorkeeper(session_timeout_ms=1_800_000), 1_762_018_728.0
     monkeypatch.setattr("backend.orchestrator.auth.time.time", lambda: now)
     cookie = keeper.new_cookie()
-    now += COOKIE_SECONDS - 1
+    now += COOKIE_SECONDS + 1_800 - 1
     assert keeper.read_cookie(cookie)
     now += 1
     assert keeper.read_cookie(cookie) == ""
