@@ -1,12 +1,14 @@
 """The command ``greenroom call`` and the whole product: it hears, asks, is answered, and hangs up."""
 
 import asyncio
+import math
 import os
 import pty
 import re
 import signal
 import sys
 import wave
+from array import array
 from pathlib import Path
 
 from tests.acceptance.house import ROOT, House
@@ -18,10 +20,14 @@ RECORDED_RATE = 16_000
 
 
 def question(folder: Path, text: str) -> Path:
+    return recording(folder, say(text, RECORDED_RATE) + bytes(RECORDED_RATE))
+
+
+def recording(folder: Path, samples: bytes) -> Path:
     path = folder / "question.wav"
     with wave.open(str(path), "wb") as file:
         file.setparams((1, 2, RECORDED_RATE, 0, "NONE", ""))
-        file.writeframes(say(text, RECORDED_RATE) + bytes(RECORDED_RATE))
+        file.writeframes(samples)
     return path
 
 
@@ -61,6 +67,14 @@ async def test_a_recorded_and_a_typed_question_are_answered_and_shown_on_the_ter
     assert "agent [#" in sent, "the meter moves"
     assert "client_end (client)" in sent
     assert sent.rstrip().endswith("ok")
+
+
+async def test_what_is_no_speech_is_unanswered(house: House, tmp_path: Path) -> None:
+    wave_shape = (round(9_000 * math.sin(2 * math.pi * 440 * at / RECORDED_RATE)) for at in range(RECORDED_RATE))
+    tone = recording(tmp_path, array("h", wave_shape).tobytes())
+    ran = await run_command("call", "--url", house.url, "--json", "--wav", tone, "--patience", "5")
+    (said,) = ran.documents
+    assert (ran.code, said["outcome"], said["endReason"]) == (6, "unanswered", "client_end"), ran
 
 
 async def test_json_has_the_figures_and_no_word_of_the_conversation(house: House) -> None:
