@@ -5,11 +5,9 @@ interpreter, which loads the same by itself (``python -m backend.agent.image``).
 threads, an event loop or LiveKit's native runtime may be touched before a fork.
 """
 
-import ctypes
 import gc
 import json
 import os
-import resource
 import signal
 import sys
 import traceback
@@ -22,13 +20,12 @@ from typing import Any, NoReturn
 from loguru import logger
 
 from backend.agent import process
+from backend.agent.confinement import confine
 from backend.common import logs, stalls, tracing, untraced
 from backend.common.contract import Agent
 from backend.common.settings import LauncherSettings, read
 
 COMMAND = (sys.executable, "-m", "backend.agent.image")
-
-_PR_SET_NAME, _PR_SET_NO_NEW_PRIVS = 15, 38
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +118,7 @@ def begin(order: Order, settings: LauncherSettings, prepare_life: Callable[[], L
             _leave_the_launcher()
         else:
             logs.configure(settings, program="agent")  # 10 ms that a fork saves: it has the launcher's
-        _limit_this_process()
+        confine(settings)
         agent = replace(order.agent, pid=os.getpid())
         process.write_state(settings, agent)
         logger.configure(extra={"program": "agent", "host_id": agent.host_id, "agent_id": agent.id})
@@ -153,14 +150,6 @@ def _close(descriptor: int) -> None:
         os.close(descriptor)
     except OSError:
         return  # the one that listed the folder
-
-
-def _limit_this_process() -> None:
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump would hold prompts and tokens
-    if sys.platform == "linux":
-        libc = ctypes.CDLL(None)
-        libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-        libc.prctl(_PR_SET_NAME, b"agent", 0, 0, 0)
 
 
 def _place(error: BaseException) -> str:

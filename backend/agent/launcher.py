@@ -18,7 +18,7 @@ from secrets import token_hex
 
 from loguru import logger
 
-from backend.agent import image
+from backend.agent import confinement, image
 from backend.agent.agents import Agents
 from backend.agent.host_record import HostRecord
 from backend.common import logs, renewal
@@ -237,6 +237,8 @@ def take_lock(settings: LauncherSettings) -> tuple[int, bool]:
 
 def run(settings: LauncherSettings, prepare: Callable[[LauncherSettings], image.Starter]) -> None:
     """Be this host's launcher; ``prepare`` loads what agents are started from."""
+    confinement.drop_secrets()
+    confinement.keep_to_itself()
     if renewal.is_check():
         prepare(settings)
         return

@@ -15,3 +15,13 @@ class HostSettings(BaseSettings):
         ge=0,
         le=1_000_000,
     )
+    agent_memory_mb: int = variable(
+        "AGENT_MEMORY_MB",
+        "megabytes of address space that an agent may have, much of which it never touches; 0: whatever",
+        8_192,
+        ge=0,
+        le=1_000_000,
+    )
+    agent_files: int = variable(
+        "AGENT_FILES", "files and sockets that an agent may have open", 512, ge=64, le=1_000_000
+    )

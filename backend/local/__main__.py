@@ -34,10 +34,9 @@ def main() -> None:
     settings = read(LocalSettings)
     if settings.log_format == "json":
         say_as_json()
-    os.umask(0o077)  # logs, sockets and state are for this user only
-    resource.setrlimit(
-        resource.RLIMIT_CORE, (0, 0)
-    )  # a core dump holds keys and what was said; every program inherits it
+    # For every program that is started here: logs, sockets and state are for this user only, and no core dump is left.
+    os.umask(0o077)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     run_dir = settings.run_dir.absolute()
     run_dir.mkdir(parents=True, exist_ok=True)
     run_dir.chmod(0o700)

@@ -3,8 +3,10 @@
 import asyncio
 import time
 from datetime import datetime
+from pathlib import Path
 
 import httpx2 as httpx
+import psutil
 import pytest
 
 from tests.acceptance.house import House
@@ -150,3 +152,17 @@ async def test_nothing_that_was_written_holds_a_secret_a_prompt_or_a_transcript(
         started["token"],
     ]:
         assert secret not in written
+
+
+def test_what_the_house_keeps_is_its_owners_only_and_its_agents_hold_no_secret_of_livekit(house: House) -> None:
+    kept = [path for path in house.run_dir.rglob("*") if not path.is_symlink()]
+    assert {"launcher.sock", "launcher.lock", "supervisor.sock", "kept.json"} <= {path.name for path in kept}
+    assert [path for path in kept if path.exists() and path.stat().st_mode & 0o077 and not path.is_dir()] == []
+    assert house.run_dir.stat().st_mode & 0o077 == 0
+    launcher = psutil.Process(int(house.control("pid", "launcher")))
+    agents = launcher.children()
+    assert agents
+    secret, _ = house.secrets()
+    for process in [launcher, *agents]:
+        assert secret not in str(process.environ())
+    assert "NoNewPrivs:\t1" in Path(f"/proc/{agents[0].pid}/status").read_text()

@@ -131,6 +131,16 @@ async def tell(settings: LauncherSettings, order: image.Order) -> int:
     return 0
 
 
+async def hog(_: LauncherSettings, __: image.Order) -> int:
+    """Takes two gigabytes."""
+    return len(bytearray(2 * 1024**3)) and 0
+
+
+async def hoard(_: LauncherSettings, __: image.Order) -> int:
+    """Opens a hundred files."""
+    return len([os.open(os.devnull, os.O_RDONLY) for _ in range(100)]) and 0
+
+
 async def show_release(settings: LauncherSettings, order: image.Order) -> int:
     """Tells which release its code is of, and waits."""
     note(settings, order, {"release": RELEASE})
@@ -160,6 +170,8 @@ LIVES = {
     "stall": stall,
     "tell": tell,
     "show_release": show_release,
+    "hog": hog,
+    "hoard": hoard,
 }
 
 
