@@ -1,7 +1,7 @@
 # Two commands matter: `make run` and `make test`. Everything they need is fetched into .venv and .run.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check audit fuzz crowd format bench simulate lock mutants soak clean
+.PHONY: help run test check audit fuzz crowd format bench simulate chaos lock mutants soak clean
 
 # The first Python that is new enough and really works: version managers leave commands that only print an error.
 WORKS := import sys, ensurepip, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
@@ -59,6 +59,11 @@ bench: ## Measure Greenroom beside livekit-agents, in one run; ARGS="..." for pa
 simulate: ## Simulate the pool against a fixed one and draw docs/pool.md
 	@exec $(SETUP) -m backend.local.setup simulate
 	@exec .venv/bin/python -m tests.benchmarks.simulate
+
+chaos: ## Kill, freeze and end each part while it holds calls, and write docs/reliability.md; ARGS="--only redis"
+	@exec $(SETUP) -m backend.local.setup test
+	@exec .venv/bin/python -m backend.local.livekit
+	@exec .venv/bin/python -m tests.chaos $(ARGS)
 
 mutants: ## Break each Redis operation on purpose and see that a test notices; ARGS="heartbeat" for one
 	@exec $(SETUP) -m backend.local.setup test

@@ -38,7 +38,7 @@ MUTANTS = [
     ("confirm_claim", "record[2] ~= ARGV[2] or ", ""),
     ("confirm_claim", "if record[1] ~= 'claimed' then return 0 end", ""),
     ("confirm_claim", "note_process(ARGV[3], record[5], record[6])\n", ""),
-    ("confirm_claim", "end_silence(session)\n", ""),
+    ("begin_session", "  end_silence(KEYS[1])\n", ""),
     ("begin_session", "if get(agent_key(ARGV[2]), 'state') ~= 'busy' then return false end\n", ""),
     ("begin_session", " + LIMITS.limit_margin", ""),
     ("agent_exited", " or record[1] == 'gone'", ""),

@@ -64,6 +64,7 @@ async def a_call(server: LiveKitServer, link: FakeLink | None = None, **wishes: 
     """Start a bot in a fresh room; ``wishes`` are fields of the settings, or of the briefing."""
     link, room = link or FakeLink(), wishes.pop("room", "") or f"session_{uuid.uuid4().hex[:12]}"
     departure_timeout = wishes.pop("departure_timeout", DEPARTURE_TIMEOUT_SECONDS)
+    url = wishes.pop("url", server.url)
     if not wishes.pop("is_room_late", False):
         await server.create_room(room, departure_timeout=departure_timeout)
     fields = {name: wishes.pop(name) for name in list(wishes) if name in LauncherSettings.model_fields}
@@ -74,7 +75,7 @@ async def a_call(server: LiveKitServer, link: FakeLink | None = None, **wishes: 
         generation=1,
         agent_id="agent-1",
         host_id="host-1",
-        livekit_url=server.url,
+        livekit_url=url,
         room_token=server.agent_token(room),
         **known,
     )

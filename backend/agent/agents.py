@@ -13,7 +13,7 @@ from backend.agent.host_record import AgentRecord, ExitReport, HostRecord, must_
 from backend.agent.memory import Memory
 from backend.agent.process import AgentProcess, State
 from backend.agent.restraint import Restraint
-from backend.common.contract import Agent, AgentState
+from backend.common.contract import Agent, AgentState, EndReason
 from backend.common.settings import LauncherSettings
 
 LOOK_SECONDS = 2.0
@@ -47,6 +47,7 @@ class Agents:
         self.restraint = Restraint(reserve_mb=settings.memory_reserve_mb)
         self.has_news = False
         """Whether Redis should hear of this host before the next look."""
+        self._is_closing = False
         self._living: dict[str, AgentProcess] = {}
         self._ended: OrderedDict[str, Agent] = OrderedDict()
         self._states: Mapping[str, State] = {}
@@ -90,7 +91,8 @@ class Agents:
         return True
 
     def end_all(self) -> None:
-        """Begin the kill ladder for everyone."""
+        """Begin the kill ladder for everyone; their sessions end with them."""
+        self._is_closing = True
         for child in self._living.values():
             self._end(child, "the launcher stops")
 
@@ -211,7 +213,8 @@ class Agents:
             self.has_news = True
         log = logger.warning if error else logger.info
         log("agent exited", agent_id=agent_id, exit_code=code, end_reason=words.end_reason, error=error)
-        self._host.report(ExitReport(agent=child.agent, exit_code=code, end_reason=words.end_reason), error=error)
+        reason = words.end_reason or (EndReason.SHUTDOWN if self._is_closing else None)
+        self._host.report(ExitReport(agent=child.agent, exit_code=code, end_reason=reason), error=error)
 
     def _has_arrived(self, agent_id: str) -> bool:
         record = self._records.get(agent_id)

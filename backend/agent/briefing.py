@@ -39,6 +39,8 @@ class Briefing:
     caller_identity: str = ""
     opening_line: str = field(default="", repr=False)
     """'' means: the bot's own greeting."""
+    failover_line: str | None = field(default=None, repr=False)
+    """What a successor says first: '' nothing, None the bot's own words."""
     system_prompt: str = field(default="", repr=False)
     """'' means: the bot's default."""
     longest_seconds: float
@@ -89,5 +91,6 @@ class Link(Protocol):
 Bot = Callable[[Briefing, Link], Awaitable[EndReason]]
 """Runs one session, from joining the room to leaving it, and says why it ended.
 
-AGENT_LOST does not end it: the session is another agent's by then, or becomes one's, because this one had to leave it.
+AGENT_LOST, AGENT_FAULT and SHUTDOWN do not end it: the session is another agent's by then, or becomes one's, because
+this one had to leave it.
 """

@@ -9,6 +9,7 @@ import asyncio
 import signal
 import time
 from collections.abc import Coroutine
+from functools import partial
 
 from livekit import rtc
 from loguru import logger
@@ -63,7 +64,8 @@ class Call:
         """Hold the session and return why it ended. Within bounds; the watchdog holds them if the loop cannot."""
         loop = asyncio.get_running_loop()
         for number in SIGNALS:
-            loop.add_signal_handler(number, self._end, EndReason.SHUTDOWN)
+            # Not ours to end: another agent takes the session, unless this host's launcher stops, which ends it.
+            loop.add_signal_handler(number, partial(self._end, EndReason.SHUTDOWN, is_ours=False))
         watchdog = Watchdog(self._settings.log_dir / f"{self._briefing.session_id}.log")
         try:
             for work in (watchdog.stay_watched(self._gone_by), self._obey(), self._hold()):
@@ -151,7 +153,8 @@ class Call:
         self._room.on("reconnected", lambda: self._start(self._speak_again(transport)))
         for work in (self._chat.deliver(), self._be_heard(voice, transport), self._look(pipeline)):
             self._start(work)
-        await pipeline.say(voice.first_words)
+        if voice.first_words:
+            await pipeline.say(voice.first_words)
         await pipeline.run()
         self._end(EndReason.VENDOR_FAILED)  # over without a reason of ours
 
@@ -182,6 +185,9 @@ class Call:
                 await pipeline.say(prompt.time_warning(self._clock.left_seconds(now) or 0.0))
             if self._faults.is_late(now):
                 self._on_vendor_fault(self._faults.answer_failed())
+            if pipeline.is_stuck(now):
+                logger.error("the pipeline is stuck, and its loop is not")
+                self._end(EndReason.AGENT_FAULT, is_ours=False)
             await asyncio.sleep(LOOK_SECONDS)
 
     async def _obey(self) -> None:
@@ -280,4 +286,4 @@ class Call:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()):
             logger.opt(exception=error).error("the agent failed")
-            self._end(EndReason.AGENT_FAULT)
+            self._end(EndReason.AGENT_FAULT, is_ours=False)  # of this process; another one may do better

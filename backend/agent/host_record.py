@@ -81,6 +81,8 @@ class HostRecord:
         self._exchange = Exchange(limits=self._limits)
         self._last_error = ""
         self._rests_until = 0.0
+        self._born_ms: str | None = None
+        """Since when Redis remembers; None until it is known."""
         self._is_away = False
         """As of the last question: its loss and its return are logged once each."""
         self._client: redis.Redis = redis.Redis.from_url(
@@ -119,7 +121,8 @@ class HostRecord:
         answers = self._ask(lambda: self._read(wanted, leaving))
         if answers is None:
             return None
-        (seconds, micros), *rows = answers
+        (seconds, micros), born_ms, *rows = answers
+        self._notice_loss(born_ms)
         now_ms = seconds * 1000 + micros // 1000
         records = {}
         for agent, (state, nonce), stop_ms in zip(wanted, rows[0::2], rows[1::2], strict=True):
@@ -155,6 +158,13 @@ class HostRecord:
         """Close the connection."""
         self._client.close()
 
+    def _notice_loss(self, born_ms: str | None) -> None:
+        """Say loudly that Redis is another one, or empty, while it holds the state of every call."""
+        if self._born_ms is not None and born_ms != self._born_ms:
+            self._last_error = "Redis has forgotten everything: it was restarted empty, or is another one"
+            logger.critical(self._last_error + "; calls go on, and are told to it by their agents")
+        self._born_ms = born_ms
+
     def _leave_for_the_next(self, report: ExitReport) -> None:
         """Should we end before Redis is back: the next launcher reports what is in the file."""
         try:
@@ -171,11 +181,12 @@ class HostRecord:
             if leaving:
                 pipe.zrem(keys.POOL_READY, *leaving)
             pipe.time()
+            pipe.hget(keys.SWEEP, "born_ms")
             for agent in agents:
                 pipe.hmget(keys.agent(agent.id), ["state", "nonce"])
                 pipe.zscore(keys.DEADLINES, f"stop:{agent.id}")
             answers: list[Any] = pipe.execute()
-        return answers[-1 - 2 * len(agents) :]
+        return answers[-2 - 2 * len(agents) :]
 
     def _remove(self) -> list[Any]:
         with self._client.pipeline(transaction=True) as pipe:

@@ -1,16 +1,19 @@
 """The voice pipeline as one list: hear, think, speak; and the few things that a call does with it."""
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from pipecat.audio.turn.smart_turn.base_smart_turn import SmartTurnParams
 from pipecat.audio.turn.smart_turn.local_smart_turn_v3 import LocalSmartTurnAnalyzerV3
 from pipecat.frames.frames import (
+    BotSpeakingFrame,
     BotStartedSpeakingFrame,
     BotStoppedSpeakingFrame,
     ErrorFrame,
     Frame,
+    HeartbeatFrame,
     InputAudioRawFrame,
     InterruptionFrame,
     LLMMessagesAppendFrame,
@@ -39,6 +42,8 @@ from backend.agent.witness import Witness
 
 SETUP_SECONDS = 4.0
 """A part that does not get ready holds the greeting back for so long; a vendor's socket holds nothing back."""
+STUCK_SECONDS = 7.5
+"""Without progress for so long, another agent is to take the call. Longer than an answer may take to begin."""
 TURN_STOP_SECONDS = 3.0
 """How long a finished turn waits for its transcript."""
 SMART_TURN_SECONDS = 1.2
@@ -66,6 +71,8 @@ class Spoken(FrameProcessor):
         self.is_silent = asyncio.Event()
         self.is_silent.set()
         self.last_words_over = asyncio.Event()
+        self.moved_at: float | None = None
+        """When something came through the whole pipeline for the last time; None before it started."""
         self._said, self._farewell = said, farewell
         self._was_interrupted = self._has_last_words = False
 
@@ -73,6 +80,8 @@ class Spoken(FrameProcessor):
         """Note what is heard, and pass it on."""
         await super().process_frame(frame, direction)
         match frame:
+            case HeartbeatFrame() | BotSpeakingFrame():  # the one waits its turn behind long speech, which is the other
+                self.moved_at = time.monotonic()
             case TTSTextFrame():
                 self._said(frame.text)
             case InterruptionFrame():
@@ -136,6 +145,11 @@ class VoicePipeline:
         """Let the turns be traced."""
         self._worker.add_observer(turns)
         self._worker.add_event_handler("on_pipeline_started", turns.on_started)
+
+    def is_stuck(self, now: float) -> bool:
+        """Whether for too long nothing came through: no word out of the mind, no heartbeat or sound to the end."""
+        moved_at = self._spoken.moved_at
+        return moved_at is not None and now - max(moved_at, self._witness.thought_at) >= STUCK_SECONDS
 
     async def run(self) -> None:
         """Publish and connect the vendors at once, then talk, until ``stop``."""
@@ -235,7 +249,12 @@ def _message(turn: Turn) -> LLMContextMessage:
 def _worker(processors: list[FrameProcessor], witness: Witness) -> PipelineWorker:
     return PipelineWorker(
         Pipeline(processors),
-        params=PipelineParams(enable_metrics=True, enable_usage_metrics=True),
+        params=PipelineParams(
+            enable_metrics=True,
+            enable_usage_metrics=True,
+            enable_heartbeats=True,
+            heartbeats_monitor_secs=3_600,  # Pipecat would only log, and long speech holds them up
+        ),
         observers=[witness],
         enable_rtvi=False,  # it obeys anyone in the room who can send data
         enable_turn_tracking=False,

@@ -29,7 +29,6 @@ _GOODBYES: Mapping[EndReason, str] = MappingProxyType(
         EndReason.SILENCE: "I cannot hear you. Goodbye!",
         EndReason.TIME_LIMIT: "Our time is up. Goodbye!",
         EndReason.VENDOR_FAILED: "Sorry, something broke. Goodbye!",
-        EndReason.AGENT_FAULT: "Sorry, something broke. Goodbye!",
         EndReason.SHUTDOWN: "I must go now. Goodbye!",
         EndReason.GOODBYE: "",  # it has just been said
     }
@@ -47,6 +46,11 @@ def opening_line(user_name: str) -> str:
     name = user_name.strip()
     is_name = name.replace(" ", "").replace("-", "").replace("'", "").isalpha()
     return f"Hello {name}! How can I help you today?" if is_name else "Hello! How can I help you today?"
+
+
+def failover_line(wished: str | None) -> str:
+    """Give the first words of an agent that takes over a call; '' for none, which a client may wish."""
+    return BACK_AGAIN if wished is None else wished
 
 
 def time_warning(left_seconds: float) -> str:

@@ -39,6 +39,9 @@ INBOX_SECONDS = 5.0
 """Longer than BLOCK_MS, or every quiet read would count as a broken connection."""
 BRIEFING_SECONDS = 10.0
 
+LEFT_TO_ANOTHER = {EndReason.AGENT_LOST, EndReason.AGENT_FAULT, EndReason.SHUTDOWN}
+"""Why an agent leaves its session without ending it: it is another agent's, or becomes one's when this one exits."""
+
 LEAVE = Assignment(session_id="", generation=0)
 """Stands for 'nobody needs you': told to stop while warm."""
 
@@ -123,7 +126,7 @@ class Standby:
                 logger.exception("the bot failed")
                 reason = EndReason.AGENT_FAULT
             trace.detail("call", self._taken[1], end_reason=reason, ended_by=reason.cause)
-        if reason is not EndReason.AGENT_LOST:  # else it is another agent's by now, or must become one's
+        if reason not in LEFT_TO_ANOTHER:
             await self._link.end(reason)
         return exit_code(reason)
 
@@ -227,8 +230,10 @@ class Standby:
             self._stop()
         elif verdict.word is Word.UNKNOWN and not self._work.done():
             await self._arrive()
-        elif verdict.word is Word.UNKNOWN and self._link.assignment and not await self._link.come_back():
-            self._stop()
+        elif verdict.word is Word.UNKNOWN and self._link.assignment:
+            logger.error("Redis does not know this call any more: it is told of it again")
+            if not await self._link.come_back():
+                self._stop()
 
     def _stop(self) -> None:
         """Leave at once and without a word: the session, if there was one, ended or is another agent's."""
@@ -286,6 +291,7 @@ def _briefing(
         voice_id=record.get("voice_id", ""),
         caller_identity=record.get("caller_identity", ""),
         opening_line=prompt.get("opening_line", ""),
+        failover_line=prompt.get("failover_line"),
         system_prompt=prompt.get("system_prompt", ""),
         longest_seconds=int(record["longest_ms"]) / 1000,
         has_begun=bool(record.get("started_at_ms")),

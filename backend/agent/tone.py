@@ -57,7 +57,7 @@ class Tone:
             for job in (self._play(source), self._begin(publication), self._obey(), self._wait_for_caller())
         ]
         reason = await asyncio.shield(self._ended)
-        if reason is not EndReason.AGENT_LOST:
+        if reason not in (EndReason.AGENT_LOST, EndReason.AGENT_FAULT):
             await self._link.end(reason)
         for job in jobs:
             job.cancel()

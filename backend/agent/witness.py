@@ -69,6 +69,8 @@ class Witness(BaseObserver):
         self._speech_began_at: float | None = None
         self._speech_seconds = 0.0
         self._think: FrameProcessor | None = None
+        self.thought_at = 0.0
+        """When the language model said something for the last time; what comes behind it waits for its last word."""
 
     def watch(self, aggregators: LLMContextAggregatorPair, think: FrameProcessor) -> None:
         """Take part in the turns; the errors of ``think`` are failed answers."""
@@ -167,6 +169,7 @@ class Witness(BaseObserver):
                 self._faults.answer_asked(now)
                 self._chat.show_state("thinking")
             case LLMTextFrame() | FunctionCallsStartedFrame():
+                self.thought_at = now
                 self._faults.answer_began()
             case LLMFullResponseEndFrame():
                 self._react(self._faults.answer_ended())

@@ -178,7 +178,13 @@ TABLE = (
         ttl="none: settle empties it",
         stays=True,
     ),
-    Key(pattern="sweep", type="hash", meaning="when the last sweep was", ttl="none: one record", stays=True),
+    Key(
+        pattern="sweep",
+        type="hash",
+        meaning="when the last sweep was, and the first that this Redis remembers",
+        ttl="none: one record",
+        stays=True,
+    ),
     Key(
         pattern="fleet:counts",
         type="hash",

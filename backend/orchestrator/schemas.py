@@ -114,6 +114,9 @@ class StartRequest(Schema):
     voice_id: Name | None = Field(None, description="the voice; else the user's last one, else Ashley")
     opening_line: OpeningLine | None = Field(None, description="spoken first")
     system_prompt: Prompt | None = Field(None, description="who the agent is")
+    failover_line: OpeningLine | None = Field(
+        None, description="spoken by an agent that takes over from one that was lost; an empty one says nothing"
+    )
     user_id: Name | None = Field(None, description="your id of the user; else userName. Needed to come back")
     max_duration_seconds: int | None = Field(None, ge=1, description="ends the call; at most SESSION_TIMEOUT")
     metadata: Annotated[dict[str, JsonValue], AfterValidator(_is_small)] | None = Field(

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import uuid
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,15 @@ class House:
             self._process = None
         assert code == 0, self.output.read_text()[-3000:]
         assert not left, f"left behind by the stop: {left}"
+
+    def lose_power(self, *, but: Container[int] = ()) -> None:
+        """Kill every process of it at once, ``but`` these."""
+        for process in self.processes():
+            if process.pid not in but:
+                process.kill()
+        if self._process:
+            self._process.wait(10)
+            self._process = None
 
     def discard(self) -> None:
         """Stop it and remove its files."""

@@ -130,6 +130,15 @@ async def test_what_a_user_asked_for_is_the_default_of_that_users_next_call(api:
     assert (await api.show(somebody_else))["voiceId"] == "Ashley"
 
 
+async def test_the_line_of_a_failover_may_be_empty_and_is_the_agents_own_when_nobody_asked(
+    api: RunningApi, valkey: Valkey
+) -> None:
+    wished = await api.started(failoverLine="")
+    somebody_else = await api.started(userName="Bob")
+    lines = [valkey.client.hget(keys.session_prompt(name), "failover_line") for name in (wished, somebody_else)]
+    assert lines == ["", None]
+
+
 async def test_parallel_sessions_of_one_user_do_not_disturb_each_other(api: RunningApi, valkey: Valkey) -> None:
     one = await api.started(voiceId="Hades", systemPrompt="one")
     other = await api.started(voiceId="Alex", systemPrompt="other")

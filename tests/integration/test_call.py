@@ -8,10 +8,10 @@ import pytest
 from livekit import rtc
 
 from backend.agent import call as call_module
-from backend.agent import prompt, rules
+from backend.agent import pipeline, prompt, rules
 from backend.agent.briefing import Turn
 from backend.agent.ending import GOODBYE_SECONDS
-from backend.agent.room import Room
+from backend.agent.room import JoinedClient, Room
 from backend.agent.rules import Clock
 from backend.agent.stages import Stage
 from backend.common.contract import AGENT_IDENTITY, EndReason, Order
@@ -255,12 +255,55 @@ async def test_a_successor_knows_what_was_said_and_does_not_greet_again(livekit:
         assert call.link.begun == 1
 
 
-async def test_a_fault_of_our_own_ends_the_call(livekit: LiveKitServer, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_successor_says_what_the_client_wished_or_nothing(livekit: LiveKitServer) -> None:
+    async with a_call(livekit, has_begun=True, failover_line="Here I am again.") as call:
+        await call.caller_joins()
+        await call.link.recorded("Here I am again.")
+    async with a_call(livekit, has_begun=True, failover_line="") as call:
+        caller = await call.caller_joins()
+        await wait_until_async(lambda: call.link.begun, what="the caller can hear")
+        await caller.type("which agent are you")
+        await call.link.recorded("which agent are you")
+        assert call.link.turns[0].role == "user"
+
+
+async def test_a_fault_of_our_own_leaves_the_session_to_another_agent(
+    livekit: LiveKitServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with a_call(livekit) as call:
         await call.caller_is_greeted()
         monkeypatch.setattr(Clock, "look", lambda *_, **__: 1 / 0)
         assert await call.reason(within=6) is EndReason.AGENT_FAULT
-        assert call.link.ended == [EndReason.AGENT_FAULT]
+        assert call.link.ended == []
+
+
+async def test_a_pipeline_that_is_stuck_leaves_the_session_to_another_agent(
+    livekit: LiveKitServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "STUCK_SECONDS", 2.0)
+
+    async def hang(*_: object) -> bool:
+        await asyncio.Event().wait()
+        return True
+
+    async with a_call(livekit) as call:
+        await call.caller_is_greeted()
+        monkeypatch.setattr(JoinedClient, "publish_audio", hang)
+        call.link.tell(Order.SAY, OPENING)
+        assert await call.reason(within=8) is EndReason.AGENT_FAULT
+        assert call.link.ended == []
+
+
+async def test_neither_a_long_speech_nor_a_long_silence_is_a_pipeline_that_is_stuck(
+    livekit: LiveKitServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "STUCK_SECONDS", 2.0)
+    async with a_call(livekit) as call:
+        caller = await call.caller_is_greeted()
+        call.link.tell(Order.SAY, "One, two, three, four, five, six, seven, eight, nine, and ten.")
+        began_at = await caller.sound(since=time.monotonic())
+        assert await caller.silence(seconds=3.0) > began_at + 2.5
+        assert not call.bot.done()
 
 
 async def test_the_tone_is_heard_until_the_caller_leaves(livekit: LiveKitServer) -> None:

@@ -93,7 +93,10 @@ def test_the_silence_of_a_failover_is_not_billed(desk: Desk) -> None:
     desk.client.hincrby("session:s", "silent_since_ms", -3_000)
     desk.client.hincrby("session:s", "started_at_ms", -9_000)
     successor, _ = desk.agent("b")
-    desk.do(x.confirm_claim(successor, Assignment(session_id="s", generation=2)))
+    work = Assignment(session_id="s", generation=2)
+    desk.do(x.confirm_claim(successor, work))
+    assert desk.field("session:s", "silent_since_ms"), "the caller does not hear it yet"
+    desk.do(x.begin_session(successor, work))
     assert desk.field("session:s", "silent_since_ms") == "", "what is said from now on is billed"
     silent_ms = desk.number("session:s", "silent_ms")
     end = desk.do(x.end_session("s", EndReason.GOODBYE, generation=2))

@@ -9,10 +9,12 @@ from collections.abc import Iterator
 import pytest
 
 from backend.agent import process
+from backend.common import exchange as x
 from backend.common import keys
 from backend.common.contract import Agent
 from backend.common.launcher_socket import LauncherRefused
 from backend.common.limits import Limits
+from tests.integration.desk import Desk
 from tests.running_launcher import HOST, Launch, RunningLauncher, launchers
 from tests.valkey_server import Valkey
 from tests.waiting import wait_until
@@ -126,6 +128,30 @@ def test_a_stop_ends_who_is_warm_at_once_and_who_talks_later(launch: Launch) -> 
     assert not client.exists(keys.host(HOST))
     assert not launcher.socket.exists()
     assert launcher.files() == []
+
+
+def test_the_calls_that_a_stop_cuts_short_end_and_are_not_handed_on(launch: Launch) -> None:
+    launcher = launch(DRAIN_TIMEOUT="0")
+    agent = launcher.spawn("a", "talk")
+    launcher.told("a")
+    launcher.arrive(agent)
+    desk = Desk(launcher.valkey)
+    desk.session("s")
+    assert launcher.stop() == 0
+    assert desk.field("session:s", "end_reason") == "shutdown"
+
+
+def test_a_redis_that_forgot_everything_is_noticed_and_said_loudly(launcher: RunningLauncher) -> None:
+    desk = Desk(launcher.valkey)
+    desk.do(x.expire_leases())
+    wait_for_comparisons(launcher, 2)
+    launcher.valkey.client.flushall()
+    desk.do(x.expire_leases())
+    said = "Redis has forgotten everything"
+    wait_until(lambda: said in launcher.log.read_text(), timeout=8)
+    wait_for_comparisons(launcher, 1)
+    assert said in launcher.valkey.client.hget(keys.host(HOST), "last_error")
+    assert launcher.log.read_text().count(said) == 1
 
 
 def test_a_draining_host_gives_no_agent_to_a_session(launch: Launch) -> None:

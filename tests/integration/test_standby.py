@@ -166,7 +166,7 @@ async def test_a_bot_that_could_not_hold_its_session_leaves_it_to_another_agent(
     assert desk.do(x.agent_exited(ME, exit_code=23)).state == "waiting"
 
 
-async def test_a_bot_that_raises_ends_its_session_as_our_fault(desk: Desk, settings: LauncherSettings) -> None:
+async def test_a_bot_that_raises_leaves_its_session_to_another_agent(desk: Desk, settings: LauncherSettings) -> None:
     async def fail(_: Link) -> EndReason:
         raise ValueError("broken")
 
@@ -174,7 +174,8 @@ async def test_a_bot_that_raises_ends_its_session_as_our_fault(desk: Desk, setti
         await is_warm(desk)
         desk.session()
         assert await asyncio.wait_for(life, 5) == standby.exit_code(EndReason.AGENT_FAULT)
-    assert desk.client.hget(keys.session("s"), "end_reason") == "agent_fault"
+    assert desk.client.hget(keys.session("s"), "state") == "assigned"
+    assert desk.do(x.agent_exited(ME, exit_code=22)).state == "waiting"
 
 
 async def test_a_warm_agent_that_is_not_wanted_leaves(desk: Desk, settings: LauncherSettings, talker: FakeBot) -> None:

@@ -48,6 +48,14 @@ def test_the_last_words_are_over_before_the_time_for_them_is(reason: EndReason) 
     assert seconds + VENDOR_SECONDS < GOODBYE_SECONDS
 
 
+def test_a_successor_says_what_was_wished_also_nothing_else_its_own_words() -> None:
+    assert [prompt.failover_line(wished) for wished in ("I am back.", "", None)] == [
+        "I am back.",
+        "",
+        prompt.BACK_AGAIN,
+    ]
+
+
 def test_after_a_farewell_nothing_more_is_said() -> None:
     assert prompt.goodbye(EndReason.GOODBYE) == ""
     assert prompt.goodbye(EndReason.CLIENT_END) == prompt.FAREWELL

@@ -84,8 +84,9 @@ def make(settings: LauncherSettings, briefing: Briefing, facts: Facts) -> Voice:
     if not isinstance(speak, Held):
         raise ProviderError(f"TEXT_TO_SPEECH got {settings.text_to_speech!r}: its service must be a voices.Held")
     mind: Mind = modules["language_model"].language_model(settings, briefing, facts)
-    first_words = prompt.BACK_AGAIN if briefing.has_begun else briefing.opening_line or mind.greeting
-    if isinstance(speak, Remembering) and _may_be_kept(settings):
+    opening_line = briefing.opening_line or mind.greeting
+    first_words = prompt.failover_line(briefing.failover_line) if briefing.has_begun else opening_line
+    if first_words and isinstance(speak, Remembering) and _may_be_kept(settings):
         lines = OpeningLines(settings.host_dir / "opening-lines", settings.opening_line_cache_mb * 1_000_000)
         speak.remember(first_words, lines)
     return Voice(

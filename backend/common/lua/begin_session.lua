@@ -1,4 +1,4 @@
--- begin_session: the caller is there and can hear the agent. Billed time starts, once.
+-- begin_session: the caller is there and can hear the agent. Billed time starts, once; a failover's silence is over.
 --
 -- KEYS[1]  session:{id}
 -- ARGV[1]  session id
@@ -12,7 +12,10 @@ local record = redis.call('HMGET', KEYS[1], 'state', 'agent_id', 'generation', '
   'created_at_ms')
 if record[2] ~= ARGV[2] or record[3] ~= ARGV[3] or record[1] == 'ended' then return false end
 if get(agent_key(ARGV[2]), 'state') ~= 'busy' then return false end
-if tonumber(record[4]) then return {0, tonumber(record[4]), math.max(0, record[4] + record[5] - now)} end
+if tonumber(record[4]) then
+  end_silence(KEYS[1])
+  return {0, tonumber(record[4]), math.max(0, record[4] + record[5] - now)}
+end
 
 redis.call('HSET', KEYS[1], 'state', 'live', 'started_at_ms', now)
 redis.call('SADD', LIVE, ARGV[1])

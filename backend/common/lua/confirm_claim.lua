@@ -7,7 +7,7 @@
 -- ARGV[4]  generation
 --
 -- Returns 1, also when repeated; 0 when the session is no longer this agent's: leave and exit.
--- The session learns where its agent runs, and a failover's silence is over.
+-- The session learns where its agent runs.
 
 local record = redis.call('HMGET', KEYS[1], 'state', 'nonce', 'session_id', 'generation', 'host_id', 'pid')
 if record[2] ~= ARGV[2] or record[3] ~= ARGV[3] or record[4] ~= ARGV[4] then return 0 end
@@ -18,7 +18,6 @@ local session = session_key(ARGV[3])
 redis.call('HSET', KEYS[1], 'state', 'busy')
 not_due('claim', ARGV[1])
 note_process(ARGV[3], record[5], record[6])
-end_silence(session)
 if ARGV[4] == '1' then observe_since('confirmed', get(session, 'created_at_ms')) end
 if get(session, 'started_at_ms') ~= '' then
   redis.call('HSET', session, 'state', 'live')

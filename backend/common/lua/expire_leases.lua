@@ -1,6 +1,6 @@
 -- expire_leases: act on every deadline that has passed. O(passed), whatever else is stored.
 --
--- KEYS[1]  sweep      hash swept_at_ms, quiet_until_ms
+-- KEYS[1]  sweep      hash swept_at_ms, quiet_until_ms, born_ms: another birth is another memory
 -- ARGV[1]  most deadlines to handle in this call
 --
 -- Returns {number handled, then for each agent to kill: agent id, host id, nonce}. Call again at
@@ -15,6 +15,7 @@ local swept_at, quiet_until = tonumber(sweep[1] or 0), tonumber(sweep[2] or 0)
 local was_gap = math.abs(now - swept_at) > LIMITS.sweep_gap
 if was_gap and math.abs(now - quiet_until) > LIMITS.lease then quiet_until = now + LIMITS.lease end
 redis.call('HSET', KEYS[1], 'swept_at_ms', now, 'quiet_until_ms', quiet_until)
+redis.call('HSETNX', KEYS[1], 'born_ms', now)
 if now < quiet_until then return {0} end
 
 local kill = {}
