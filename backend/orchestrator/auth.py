@@ -50,7 +50,8 @@ class Doorkeeper:
         if authorization is None:
             if visitor:
                 return Client(scope="page", page=visitor, is_trusted=False)
-            raise UnauthorizedError("Send an API key: 'Authorization: Bearer <key>'")
+            over = "This visit is over: reload the page, or send" if cookie and self._has_page else "Send"
+            raise UnauthorizedError(f"{over} an API key: 'Authorization: Bearer <key>'")
         scheme, _, shown = authorization.partition(" ")
         key = self._keyring.find(shown.strip())
         if scheme.lower() != "bearer" or key is None:

@@ -138,6 +138,10 @@ class Run:
         found += [
             f"shown: {secret} in {text[:200]}" for text in self.shown for secret in self.secrets if secret in text
         ]
+        names = (b"LIVEKIT_API_SECRET=", b"API_KEYS=", b"API_KEYS_FILE=")
+        found += [
+            f"environment: {name!r}" for held in self.environments.values() for name in names if b"\0" + name in held
+        ]
         barred = self.secrets - {self.redis_password, *VENDOR_KEYS.values()}  # what an agent needs
         return found + [
             f"environment: {one}" for held in self.environments.values() for one in barred if one.encode() in held

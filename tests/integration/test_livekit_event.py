@@ -19,6 +19,7 @@ def tell(desk: Desk, event_id: str, event: str, **changes: str) -> str:
         participant_sid=known["sid"],
         session_id=known["session_id"],
         room_sid=known["room_sid"],
+        room_made_ms=int(known.get("made_ms", 0)),
     )
     return desk.do(call)
 
@@ -90,3 +91,11 @@ def test_the_end_of_an_earlier_room_of_the_same_name_ends_nothing(desk: Desk) ->
 
     assert tell(desk, "e2", FINISHED, room_sid="RM_1") == "taken"
     assert tell(desk, "e3", FINISHED, room_sid="RM_2") == "ended"
+
+
+def test_late_word_of_an_earlier_room_does_not_hide_the_end_of_the_newest(desk: Desk) -> None:
+    desk.live()
+    tell(desk, "e1", JOINED, sid="PA_2", room_sid="RM_2", made_ms="2000")
+    tell(desk, "e2", LEFT, sid="PA_1", room_sid="RM_1", made_ms="1000")
+    assert tell(desk, "e3", FINISHED, room_sid="RM_1", made_ms="1000") == "taken"
+    assert tell(desk, "e4", FINISHED, room_sid="RM_2", made_ms="2000") == "ended"

@@ -107,10 +107,3 @@ def test_events_of_an_unknown_room_leave_nothing_but_their_marks(desk: Desk, ord
     assert {tell(desk, event, "session_1_0123456789abcdef") for event in order} <= {"unknown", "again"}
     assert desk.client.hgetall("session:s") == before
     assert not [key for key in desk.client.scan_iter() if "0123456789abcdef" in key]
-
-
-def test_late_word_of_an_earlier_room_does_not_hide_the_end_of_the_newest(desk: Desk) -> None:
-    desk.live()
-    for event in (*life(NEWEST, 1), *life(EARLIER, 1), Event(event=FINISHED, room=EARLIER)):
-        assert tell(desk, event) == "taken"
-    assert tell(desk, Event(event=FINISHED, room=NEWEST)) == "ended"

@@ -51,6 +51,15 @@ def test_a_visitor_of_the_page_is_known_again_and_not_trusted_where_there_are_ke
     assert (with_key.page, with_key.is_trusted) == (client.page, True)
 
 
+def test_whose_cookie_is_too_old_is_told_to_reload_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    keeper, now = doorkeeper(api_keys="one", page="on"), 1_762_018_728.0
+    monkeypatch.setattr("backend.orchestrator.auth.time.time", lambda: now)
+    cookie = keeper.new_cookie()
+    now += 10 * COOKIE_SECONDS
+    with pytest.raises(UnauthorizedError, match="reload the page"):
+        keeper.admit(None, cookie)
+
+
 def test_a_cookie_can_be_renewed(monkeypatch: pytest.MonkeyPatch) -> None:
     keeper, now = doorkeeper(), 1_762_018_728.0
     monkeypatch.setattr("backend.orchestrator.auth.time.time", lambda: now)
