@@ -42,6 +42,7 @@ def an_api(folder: Path) -> Iterator[tuple[psutil.Process, str]]:
         "LIVEKIT_API_KEY": livekit.key,
         "LIVEKIT_API_SECRET": livekit.secret,
         "MAX_WAITING": "100000",
+        "BOT_STARTUP_TIMEOUT": "600",  # nobody serves the line here
         "PORT": str(port),
         "PYTHONPATH": str(ROOT),
     }
