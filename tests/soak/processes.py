@@ -84,6 +84,13 @@ def descriptors(pid: int) -> int:
     return 0
 
 
+def rss(pid: int) -> float:
+    """Megabytes that are mapped, whoever shares them; 0 when it is gone. PSS would fall with each fork that shares."""
+    with contextlib.suppress(psutil.Error):
+        return float(psutil.Process(pid).memory_info().rss) / 2**20
+    return 0.0
+
+
 def _told_apart(member: Member, members: Mapping[int, Member]) -> Member:
     parent = members.get(member.parent)
     if member.program == "worker" and parent and parent.program == "worker":

@@ -16,7 +16,7 @@ from backend.agent.memory import read_pss_bytes
 from backend.common import keys
 from tests import leaks
 from tests.acceptance.house import House
-from tests.soak.processes import AGENT, Seen, descriptors, see
+from tests.soak.processes import AGENT, Seen, descriptors, rss, see
 
 MB, KB = 2**20, 2**10
 LOOKED_AT = ("api", "worker", "worker child", "beat", "launcher", "redis", "livekit", "supervisord", AGENT)
@@ -106,7 +106,9 @@ class Watch:
         for name in LOOKED_AT:
             if name in pids:
                 figures[f"descriptors of {name}"] = statistics.median(map(descriptors, pids[name]))
-                figures[f"PSS of {name}, MB"] = statistics.median(pss[name])
+                figures[f"RSS of {name}, MB"] = statistics.median(map(rss, pids[name]))
+        if AGENT in pids:
+            figures["PSS of agent, MB"] = statistics.median(pss[AGENT])
         figures["PSS of all, MB"] = sum(map(sum, pss.values()))
         figures["orphans"], figures["zombies"] = len(self.orphans(seen)), seen.zombies
         return figures | self._stored()
