@@ -20,6 +20,8 @@ SLACK = {
     "descriptors of redis": 12.0,
     "descriptors of livekit": 12.0,
     "descriptors": 6.0,
+    "RSS of livekit": 20.0,
+    "RSS": 8.0,
     "PSS": 8.0,
     "keys without": 8.0,
     "keys in": 8.0,
