@@ -41,7 +41,8 @@ def configure(settings: CommonSettings, *, program: str) -> None:
 def is_ours_or_serious(record: "Record") -> bool:
     """Let through what Greenroom logs, and what libraries warn of."""
     # Pipecat logs transcripts and prompts at DEBUG, and much else at INFO.
-    return (record["name"] or "").startswith(("backend", "tests")) or record["level"].no >= logging.WARNING
+    # A program that python -m runs is __main__: the launcher's own lines would be missing.
+    return (record["name"] or "").startswith(("backend", "tests", "__main__")) or record["level"].no >= logging.WARNING
 
 
 def as_json(record: "Record") -> str:

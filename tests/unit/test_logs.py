@@ -110,6 +110,12 @@ def test_libraries_are_heard_from_warnings_up_and_we_from_info_up(capsys: pytest
     assert [line.split(": ")[1].split()[0] for line in lines] == ["slow", "ours"]
 
 
+def test_the_program_that_python_m_runs_is_ours(capsys: pytest.CaptureFixture[str]) -> None:
+    configure("console")
+    exec("logger.info('launcher is ready')", {"__name__": "__main__", "logger": logger})  # noqa: S102
+    assert "launcher is ready" in capsys.readouterr().err
+
+
 def test_a_librarys_own_use_of_loguru_is_heard_from_warnings_up(capsys: pytest.CaptureFixture[str]) -> None:
     configure("console", log_level="DEBUG")
     as_pipecat = {"__name__": "pipecat.services.llm", "logger": logger}
