@@ -45,7 +45,7 @@ async def burst(house: House, count: int) -> int:
     let_in = [session_id for status, session_id, _ in answers if status == 200]
     say(f"{count} starts on a pool of {POOL}, MAX_BOTS={MAX_BOTS}: {dict(statuses)}")
     say(f"  answers, ms (median / p95 / worst): {spread([ms for *_, ms in answers])}")
-    names = ("agent_id", "ticket", "created_at_ms", "assigned_at_ms", "agent_pid")
+    names = ("agent_id", "ticket", "created_at_ms", "assigned_at_ms", "agent_pid", "generation")
 
     def records() -> list[list[str]]:
         return [watch.redis.hmget(keys.session(session_id), *names) for session_id in let_in]
@@ -59,7 +59,8 @@ async def burst(house: House, count: int) -> int:
     found = [record for record in records() if record[4]]
     waits = [int(assigned) - int(created) for _, _, created, assigned, _ in found]
     say(f"  agents: {len(found)} of {len(let_in)}, ms until theirs: {spread(waits)}, mean {statistics.mean(waits):.0f}")
-    in_order = sorted(found, key=lambda record: int(record[1]))
+    # Who lost an agent on its way has a later one, and has overtaken nobody.
+    in_order = sorted((record for record in found if record[5] == "1"), key=lambda record: int(record[1]))
     overtaken = sum(int(after[3]) < int(before[3]) for before, after in itertools.pairwise(in_order))
     twice = len(found) - len({record[0] for record in found})
     say(f"  overtaken {overtaken}, agents with two sessions {twice}, lost {len(let_in) - len(found)}")
