@@ -16,8 +16,10 @@ from tests.integration.conftest import MakeSettings
 from tests.integration.running_api import RunningApi, running_api
 from tests.waiting import wait_until_async
 
-TURN_SECONDS = 0.5
-PLACES = 50
+TURN_SECONDS, PATIENCE_SECONDS = 0.5, 4.0
+PLACES, CROWD = 50, 600
+SOON_SECONDS = 5.0
+"""Sooner than anything is given up; far more than it takes on a machine that does nothing else."""
 HEAD = b"POST /api/session/start HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 BODY = b'{"userName": "Ann"}'
 LIVEZ = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -27,6 +29,13 @@ LIVEZ = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"
 async def api(make_settings: MakeSettings) -> AsyncIterator[RunningApi]:
     """An API with few places and little patience."""
     async with running_api(make_settings(), Connections(most=PLACES, turn_seconds=TURN_SECONDS)) as running:
+        yield running
+
+
+@pytest.fixture
+async def patient(make_settings: MakeSettings) -> AsyncIterator[RunningApi]:
+    """An API with few places that waits as long as a busy machine may need."""
+    async with running_api(make_settings(), Connections(most=PLACES, turn_seconds=PATIENCE_SECONDS)) as running:
         yield running
 
 
@@ -81,7 +90,7 @@ async def is_served(api: RunningApi) -> None:
     """See that others are."""
     answer = await api.get("/livez")
     assert answer.status == 200
-    assert answer.seconds < 2
+    assert answer.seconds < SOON_SECONDS
 
 
 # -- who does not get on
@@ -142,8 +151,8 @@ async def test_who_does_not_read_the_answer_is_let_go(api: RunningApi) -> None:
     client.writer.transport.abort()
 
 
-async def test_who_sends_slowly_and_gets_on_is_served(api: RunningApi) -> None:
-    client = await Raw.open(api)
+async def test_who_sends_slowly_and_gets_on_is_served(patient: RunningApi) -> None:
+    client = await Raw.open(patient)
     for part in (HEAD, b"Connection: close\r\nContent-Length: 19\r\n\r\n", BODY[:5], BODY[5:]):
         await client.say(part)
         await asyncio.sleep(TURN_SECONDS / 10)
@@ -153,53 +162,58 @@ async def test_who_sends_slowly_and_gets_on_is_served(api: RunningApi) -> None:
 # -- who sends something else
 
 
-@pytest.mark.parametrize(
-    "sent",
-    [
-        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\x00" * 60,  # TLS
-        b"\x00" * 100 + b"\r\n\r\n",
-        b"GET / HTTP/9.9\r\n\r\n",
-        b"GET  HTTP/1.1\r\nHost: x\r\n\r\n",
-        b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
-        b"GET / HTTP/1.1\r\n\r\n",
-        b"GET / HTTP/1.1\r\nHost: x\r\nA B: c\r\n\r\n",
-        b"GET /\x80 HTTP/1.1\r\nHost: x\r\n\r\n",
-        b"GET / HTTP/1.1\r\nHost: x\r\nX: a\x00b\r\n\r\n",
-        b"GET / HTTP/1.1\r\nHost: x\r\n" + b"X: y\r\n" * 20_000,
-        HEAD + b"Content-Length: -1\r\n\r\n",
-        HEAD + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\nab",
-        HEAD + b"Content-Length: 99999999999999999999999\r\n\r\n",
-        HEAD + b"Transfer-Encoding: gzip\r\n\r\n",
-        HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",
-        HEAD + b"Transfer-Encoding: chunked\r\n\r\n-5\r\nhello\r\n",
-        HEAD + b"Transfer-Encoding: chunked\r\n\r\nffffffffffffffffffff\r\n",
-        HEAD + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhelloworld\r\n0\r\n\r\n",
-        HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + b"1;" + b"x" * 100_000,
-        LIVEZ + b"\x00garbage\r\n\r\n",
-        LIVEZ * 3 + b"GET nothing",
-        HEAD + b"Content-Length: 19\r\n\r\n" + BODY + b"{}" * 50 + b"\r\n\r\n",
-        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
-        b"CONNECT example.com:443 HTTP/1.1\r\nHost: x\r\n\r\n",
-        b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: upgrade, close\r\nUpgrade: websocket\r\n\r\n",
-    ],
-)
-async def test_what_is_no_http_is_refused_or_served_and_never_a_500(
-    api: RunningApi, complaints: list[str], sent: bytes
-) -> None:
+NO_HTTP = [
+    b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\x00" * 60,  # TLS
+    b"\x00" * 100 + b"\r\n\r\n",
+    b"GET / HTTP/9.9\r\n\r\n",
+    b"GET  HTTP/1.1\r\nHost: x\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+    b"GET / HTTP/1.1\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: x\r\nA B: c\r\n\r\n",
+    b"GET /\x80 HTTP/1.1\r\nHost: x\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: x\r\nX: a\x00b\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: x\r\n" + b"X: y\r\n" * 20_000,
+    HEAD + b"Content-Length: -1\r\n\r\n",
+    HEAD + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\nab",
+    HEAD + b"Content-Length: 99999999999999999999999\r\n\r\n",
+    HEAD + b"Transfer-Encoding: gzip\r\n\r\n",
+    HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",
+    HEAD + b"Transfer-Encoding: chunked\r\n\r\n-5\r\nhello\r\n",
+    HEAD + b"Transfer-Encoding: chunked\r\n\r\nffffffffffffffffffff\r\n",
+    HEAD + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhelloworld\r\n0\r\n\r\n",
+    HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + b"1;" + b"x" * 100_000,
+    LIVEZ + b"\x00garbage\r\n\r\n",
+    LIVEZ * 3 + b"GET nothing",
+    HEAD + b"Content-Length: 19\r\n\r\n" + BODY + b"{}" * 50 + b"\r\n\r\n",
+    b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    b"CONNECT example.com:443 HTTP/1.1\r\nHost: x\r\n\r\n",
+    b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: upgrade, close\r\nUpgrade: websocket\r\n\r\n",
+]
+
+
+async def answer_to(api: RunningApi, sent: bytes) -> bytes:
+    """All that comes back, until the server hangs up."""
     client = await Raw.open(api)
     await client.say(sent)
-    answer = await client.rest(within=TURN_SECONDS + 6)
-    statuses = [int(part.split()[0]) for part in answer.split(b"HTTP/1.1 ")[1:]]
-    assert all(status < 500 for status in statuses), answer[:2000]
-    assert statuses or not answer
-    if statuses and statuses[-1] == 400:
-        status_and_error(b"HTTP/1.1 " + answer.split(b"HTTP/1.1 ")[-1])
+    return await client.rest(within=TURN_SECONDS + 15)
+
+
+async def test_what_is_no_http_is_refused_or_served_and_never_a_500(api: RunningApi, complaints: list[str]) -> None:
+    answers = await asyncio.gather(*(answer_to(api, sent) for sent in NO_HTTP))
+    for sent, answer in zip(NO_HTTP, answers, strict=True):
+        parts = answer.split(b"HTTP/1.1 ")[1:]
+        statuses = [int(part.split()[0]) for part in parts]
+        assert statuses or not answer, (sent[:200], answer[:200])
+        assert all(status < 500 for status in statuses), (sent[:200], answer[:2000])
+        if statuses and statuses[-1] == 400:
+            status_and_error(b"HTTP/1.1 " + parts[-1])
+    assert any(b" 400 " in answer for answer in answers)
     assert not [line for line in complaints if "stall" not in line]  # no stack, no line for each: logs do not fill
     await is_served(api)
 
 
-async def test_requests_in_a_row_are_answered_in_their_order(api: RunningApi) -> None:
-    client = await Raw.open(api)
+async def test_requests_in_a_row_are_answered_in_their_order(patient: RunningApi) -> None:
+    client = await Raw.open(patient)
     await client.say(
         LIVEZ
         + b"GET /nothing HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -210,21 +224,21 @@ async def test_requests_in_a_row_are_answered_in_their_order(api: RunningApi) ->
 
 
 @pytest.mark.parametrize("head", [b"GET /livez HTTP/1.0\r\n\r\n", b"GET /livez HTTP/1.0\r\nHost: localhost\r\n\r\n"])
-async def test_http_of_the_old_kind_is_served(api: RunningApi, head: bytes) -> None:
-    client = await Raw.open(api)
+async def test_http_of_the_old_kind_is_served(patient: RunningApi, head: bytes) -> None:
+    client = await Raw.open(patient)
     await client.say(head)
     answer = await client.rest()
     assert b" 200 " in answer.partition(b"\r\n")[0]
     assert answer.endswith(b'{"status":"ok"}')
 
 
-async def test_no_header_of_ours_can_be_written_from_outside(api: RunningApi) -> None:
+async def test_no_header_of_ours_can_be_written_from_outside(patient: RunningApi) -> None:
     names = ("a\r\nSet-Cookie: x=y", "a\nX-Mine: 1", "\u202egnp.exe", "a\u2028X-Mine: 1")
     for name in names:
-        answer = await api.start(userName=name, key="k\u0085\u2028x")
+        answer = await patient.start(userName=name, key="k\u0085\u2028x")
         assert not {"X-Mine", "Set-Cookie"} & set(answer.headers)
         assert answer.status < 500
-    client = await Raw.open(api)
+    client = await Raw.open(patient)
     await client.say(b"GET /%0d%0aX-Mine:%201 HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
     assert b"X-Mine" not in (await client.rest())
 
@@ -232,15 +246,15 @@ async def test_no_header_of_ours_can_be_written_from_outside(api: RunningApi) ->
 # -- who comes in thousands
 
 
-async def test_however_many_are_open_the_next_one_is_served(api: RunningApi) -> None:
-    crowd = [await Raw.open(api) for _ in range(PLACES * 4)]
+async def test_however_many_are_open_the_next_one_is_served(patient: RunningApi) -> None:
+    crowd = [await Raw.open(patient) for _ in range(PLACES * 4)]
     for client in crowd[::2]:
         await client.say(HEAD)
-    answers = await asyncio.gather(*(api.start(userName=f"u{number}") for number in range(10)))
+    answers = await asyncio.gather(*(patient.start(userName=f"u{number}") for number in range(10)))
     assert [answer.status for answer in answers] == [200] * 10
-    assert max(answer.seconds for answer in answers) < 2
-    await asyncio.gather(*(client.rest(within=TURN_SECONDS + 5) for client in crowd))
-    await is_served(api)
+    assert max(answer.seconds for answer in answers) < SOON_SECONDS
+    await asyncio.gather(*(client.rest(within=PATIENCE_SECONDS + 10) for client in crowd))
+    await is_served(patient)
 
 
 async def test_when_every_place_is_busy_the_next_one_is_told_so(
@@ -253,7 +267,7 @@ async def test_when_every_place_is_busy_the_next_one_is_told_so(
         return {}
 
     monkeypatch.setattr("backend.orchestrator.api.views.stats", wait)
-    async with running_api(make_settings(), Connections(most=3, turn_seconds=TURN_SECONDS)) as api:
+    async with running_api(make_settings(), Connections(most=3, turn_seconds=PATIENCE_SECONDS)) as api:
         busy = [asyncio.ensure_future(api.get("/stats")) for _ in range(3)]
         places = psutil.Process().net_connections
 
@@ -272,11 +286,11 @@ async def test_when_every_place_is_busy_the_next_one_is_told_so(
 
 
 @pytest.mark.timeout(60)
-async def test_the_memory_of_a_thousand_connections_comes_back(make_settings: MakeSettings) -> None:
+async def test_the_memory_of_many_connections_comes_back(make_settings: MakeSettings) -> None:
     async with running_api(make_settings(), Connections(most=2_000, turn_seconds=TURN_SECONDS)) as api:
 
         async def crowd() -> int:
-            clients = [await Raw.open(api) for _ in range(1_000)]
+            clients = [await Raw.open(api) for _ in range(CROWD)]
             await asyncio.gather(*(client.say(HEAD + b"X: " + b"y" * 8_000) for client in clients))
             await asyncio.gather(*(client.rest(within=15) for client in clients))
             del clients
@@ -286,4 +300,4 @@ async def test_the_memory_of_a_thousand_connections_comes_back(make_settings: Ma
         await crowd()
         before = await crowd()
         grown = await crowd() - before
-        assert grown < 4_000_000, f"{grown / 1e6:.1f} MB more after a thousand connections more"
+        assert grown < 3_000_000, f"{grown / 1e6:.1f} MB more after as many connections more"

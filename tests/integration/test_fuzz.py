@@ -23,7 +23,7 @@ KEY = "fuzz-key-0123456789"
 
 def command(url: str, seed: int) -> list[str]:
     """The fuzzer's command line."""
-    phases = ["--max-examples", "12", "--phases", "examples,coverage,fuzzing"]
+    phases = ["--max-examples", "8", "--phases", "examples,coverage,fuzzing"]
     options = {
         "--checks": "all",
         # Some rules no schema can say: which characters, how many bytes, whose cursor.

@@ -75,7 +75,7 @@ def must_end(order: list[Event]) -> bool:
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("state", ["waiting", "assigned", "live"])
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(order=deliveries())
 def test_the_state_is_right_after_any_order_of_events(desk: Desk, state: str, order: list[Event]) -> None:
     desk.client.flushall()
