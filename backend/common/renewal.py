@@ -15,8 +15,8 @@ from typing import NoReturn
 
 CHECK = "check"
 """The argument with which a program only tries whether it could start."""
-CHECK_SECONDS = 60.0
-"""Longer than any start was seen to take; what takes longer has failed."""
+CHECK_SECONDS = 180.0
+"""Longer than any start was seen to take, on a machine that was full; what takes longer has failed."""
 _STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 

@@ -21,7 +21,7 @@ from tests.benchmarks.load import running, say
 from tests.benchmarks.systems import Greenroom
 from tests.waiting import wait_until_async
 
-BACK_SECONDS = 100.0
+BACK_SECONDS = 190.0
 """Longer than the new code may take to be tried."""
 QUIET_SECONDS = 1.0
 """Between two actions."""
