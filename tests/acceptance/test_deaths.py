@@ -1,0 +1,140 @@
+"""Programs that are killed or frozen while somebody talks: the call goes on, and ends by its deadline."""
+
+import asyncio
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import httpx2 as httpx
+import pytest
+
+from backend.agent.process import LATE_SECONDS, start_time
+from backend.agent.redis_link import GOODBYE_SLACK_SECONDS
+from tests.acceptance.house import House
+from tests.chaos.calls import LightEar
+from tests.fakes.fake_caller import FakeCaller
+from tests.livekit_server import find_binary
+from tests.waiting import wait_until_async
+
+START = "/orchestrator/session/start"
+
+
+@dataclass
+class Talk:
+    """One call that is going on."""
+
+    caller: FakeCaller
+    session: dict[str, Any]
+
+    @property
+    def session_id(self) -> str:
+        return str(self.session["sessionId"])
+
+    @property
+    def pid(self) -> int:
+        return int(self.session["agentPid"])
+
+
+@pytest.fixture(scope="module")
+def wrecked() -> Iterator[House]:
+    """Give the product, with agents that can be wrecked."""
+    find_binary()
+    house = House(AGENT_BOT="tests.fakes.fake_wrecks:voice", MAX_BOTS="24")
+    try:
+        house.start()
+        yield house
+    finally:
+        house.discard()
+
+
+async def a_talk(house: House, **wish: Any) -> Talk:
+    """Start a call and wait until the agent was heard."""
+    body = {"userName": "ada", "openingLine": "Hello there.", **wish}
+    started = await asyncio.to_thread(house.post, START, body)
+    caller = FakeCaller()
+    caller.ear = LightEar()
+    await caller.join(started["serverUrl"], started["token"], with_microphone=False)
+    await caller.sound(timeout=30)
+    path = f"/orchestrator/session/{started['sessionId']}"
+    shown = await wait_until_async(lambda: _live(house, path), timeout=10)
+    return Talk(caller, shown or {})
+
+
+def _live(house: House, path: str) -> dict[str, Any] | None:
+    shown = house.get(path)
+    return shown if shown["startedAt"] else None
+
+
+def wreck(house: House, talk: Talk, death: str) -> None:
+    """Let its agent die of this."""
+    (house.run_dir / f"{talk.session_id}.wreck").write_text(death)
+    os.kill(talk.pid, signal.SIGUSR1)
+
+
+def programs(house: House) -> dict[str, int]:
+    """What supervisord runs, and under which pids."""
+    status = [line.split() for line in house.control("status").splitlines()]
+    return {words[0]: int(words[3].strip(",")) for words in status}
+
+
+def deadline(house: House, agent_id: str) -> float:
+    state = json.loads((house.run_dir / "house" / "agents" / f"{agent_id}.json").read_text())
+    return float(state["deadline"])
+
+
+async def gone_at(pid: int, *, timeout: float) -> float:  # noqa: ASYNC109  # see wait_until_async
+    """Wait for the end of a process; returns when it was, in Unix seconds."""
+    await wait_until_async(lambda: start_time(pid) is None, timeout=timeout, what=f"{pid} is gone")
+    return time.time()
+
+
+async def test_calls_go_on_while_the_launcher_worker_and_beat_are_killed_and_redis_is_frozen(wrecked: House) -> None:
+    pids = programs(wrecked)
+    talk = await a_talk(wrecked)
+    for name in ("launcher", "worker", "beat"):
+        wrecked.kill(pids[name])
+    os.kill(pids["redis"], signal.SIGSTOP)
+    try:
+        async with httpx.AsyncClient(base_url=wrecked.url, timeout=10) as client:
+            began = time.monotonic()
+            refused = await client.post(START, json={"userName": "late"})
+            assert time.monotonic() - began < 3
+        assert refused.status_code == 503
+        assert int(refused.headers["Retry-After"]) > 0
+        await talk.caller.type("which agent are you")
+        await talk.caller.sound(since=time.monotonic(), timeout=10)
+    finally:
+        os.kill(pids["redis"], signal.SIGCONT)
+    await wait_until_async(lambda: asyncio.to_thread(wrecked.is_warm), timeout=60, what="the house is well again")
+    other = await a_talk(wrecked)
+    now = await asyncio.to_thread(wrecked.get, f"/orchestrator/session/{talk.session_id}")
+    assert (now["generation"], now["agentPid"]) == (1, talk.pid)
+    for one in (talk, other):
+        await asyncio.to_thread(wrecked.post, "/api/session/end", {"sessionId": one.session_id})
+        await one.caller.leave()
+
+
+async def test_an_agent_is_gone_by_its_deadline_when_every_program_is_dead() -> None:
+    """Also the one whose loop is blocked: its watchdog needs no loop, no launcher and no Redis."""
+    find_binary()
+    house = House(AGENT_BOT="tests.fakes.fake_wrecks:voice")
+    try:
+        await asyncio.to_thread(house.start)
+        talks = await asyncio.gather(*(a_talk(house, maxDurationSeconds=8) for _ in range(2)))
+        deadlines = [deadline(house, talk.session["agentId"]) for talk in talks]
+        house.lose_power(but=[*(talk.pid for talk in talks), programs(house)["livekit"]])
+        moment = deadlines[1] - GOODBYE_SLACK_SECONDS - 0.2  # just before the call's own limit
+        await wait_until_async(lambda: time.time() > moment, timeout=15)
+        wreck(house, talks[1], "block_the_loop")
+        gone = await asyncio.gather(*(gone_at(talk.pid, timeout=30) for talk in talks))
+        late = [at - until for at, until in zip(gone, deadlines, strict=True)]
+        assert max(late) <= LATE_SECONDS, late
+        for talk in talks:
+            await talk.caller.leave()
+    finally:
+        house.lose_power()
+        house.discard()
