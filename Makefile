@@ -18,10 +18,13 @@ run: ## Start Greenroom in the foreground; Ctrl-C stops all of it (PORT=8000)
 	@exec $(SETUP) -m backend.local.setup run
 	@exec .venv/bin/python -m backend.local
 
+# Tests mostly wait: two files of them at a time take half as long. WORKERS=0 runs one after the other, for a debugger.
+WORKERS ?= 2
+
 test: ## Run every test; ARGS="..." goes to pytest
 	@exec $(SETUP) -m backend.local.setup test
 	@exec .venv/bin/python -m backend.local.livekit
-	@exec .venv/bin/python -m pytest $(ARGS)
+	@exec .venv/bin/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 check: ## Check format, style, types, imports, lengths and documentation
 	@exec $(SETUP) -m backend.local.setup check

@@ -1,7 +1,8 @@
 """What the use cases work with, made once per process and event loop."""
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -12,10 +13,16 @@ from backend.common.exchange import Call, Exchange
 from backend.common.limits import Limits
 from backend.common.settings import ApiSettings, OrchestratorSettings
 from backend.orchestrator.commands import Commands
+from backend.orchestrator.errors import UnavailableError
 from backend.orchestrator.rooms import Rooms
 from backend.orchestrator.store import Store
 
 Reply = TypeVar("Reply")
+
+STARTS_AT_ONCE = 16
+"""Each start's second for Redis begins when it is its turn: of a burst all would be late by each other's work."""
+TURN_SECONDS = 1.5
+"""With Redis' second less than the 3 s in which a start is answered while Redis is away."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +39,20 @@ class House:
     """Most sessions in the line; only the API admits any."""
     max_sessions_per_user: int = 0
     _background: set["asyncio.Future[None]"] = field(default_factory=set)
+    _starts: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(STARTS_AT_ONCE))
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """Admit so many starts at a time, first come, first served. Raises: UnavailableError"""
+        try:
+            async with asyncio.timeout(TURN_SECONDS):
+                await self._starts.acquire()
+        except TimeoutError:
+            raise UnavailableError("Too many starts at once: try again soon", retry_after_seconds=5) from None
+        try:
+            yield
+        finally:
+            self._starts.release()
 
     async def run(self, call: Call[Reply]) -> Reply:
         """Make one call of the exchange. Raises: redis.RedisError"""

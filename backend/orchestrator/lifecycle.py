@@ -1,8 +1,7 @@
 """The way of a call, in the order of events: start, come back, what LiveKit says, end, sweep, settle.
 
-In between, the agent does its part through the exchange: it arrives, confirms its claim, begins
-the session, beats, and ends it (backend/agent/standby.py). Losing an agent is no case of its own:
-the launcher's report lets the session arrive again, in one step.
+In between, the agent does its part through the exchange: it arrives, confirms its claim, begins the session, beats, and
+ends it (backend/agent/standby.py). Losing an agent is no case of its own: its session arrives again, in one step.
 """
 
 import asyncio
@@ -73,9 +72,10 @@ async def start_session(
 
     Raises: InvalidRequestError, KeyReusedError, FullError, UnavailableError
     """
-    start = await _plan(house, client, request, key)
-    trace.stage("admission")
-    arrival = await _arrive(house, replace(start, record={**start.record, **trace.carried()}))
+    async with house.turn():
+        start = await _plan(house, client, request, key)
+        trace.stage("admission")
+        arrival = await _arrive(house, replace(start, record={**start.record, **trace.carried()}))
     session_id = arrival.session_id
     trace.stage("claim")
     trace.note(session_id=session_id, agent_id=arrival.agent_id, outcome=arrival.outcome, state=arrival.state)

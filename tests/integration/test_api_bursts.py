@@ -69,3 +69,15 @@ async def test_of_a_burst_of_two_hundred_without_a_waiting_line_as_many_as_fit_g
     assert all(int(answer.headers["Retry-After"]) > 0 for answer in refused)
     assert len({answer.headers["Retry-After"] for answer in refused}) > 1, "they would all come back together"
     assert all("waiting line is full" in answer.body["detail"] for answer in refused)
+
+
+async def test_of_a_burst_on_a_frozen_redis_everyone_is_told_soon(make_settings: MakeSettings, valkey: Valkey) -> None:
+    async with running_api(make_settings()) as api:
+        valkey.freeze()
+        try:
+            async with asyncio.timeout(4):  # 3 s, and the machine's own slowness
+                answers = await burst(api, 60)
+        finally:
+            valkey.thaw()
+    assert [answer.status for answer in answers] == [503] * 60
+    assert all(int(answer.headers["Retry-After"]) > 0 for answer in answers)

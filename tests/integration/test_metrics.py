@@ -152,6 +152,8 @@ async def test_a_lost_agent_is_a_failover_and_its_silence_is_measured(api: Runni
     successor, assignment = await api.agent("b")
     assert not isinstance(assignment, str)
     assert await api.house.run(x.confirm_claim(successor, assignment))
+    assert (await scrape(api)).value("failover_silence_seconds_count") == 0, "the caller does not hear it yet"
+    await api.house.run(x.begin_session(successor, assignment))
     seen = await scrape(api)
     assert seen.value("sessions", state="live") == 1
     assert seen.value("failovers_total") == 1
