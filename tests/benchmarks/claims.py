@@ -2,9 +2,9 @@
 
 Usage: python -m tests.benchmarks.claims [--rate 1000] [--seconds 10] [--sizes 10 10000 100000] [--write]
 
-Four client processes claim as callers come, by a Poisson process each; every claim is followed by the rest of a
-call's life: confirm, end, exit, settle, and the next agent's arrival. ``--write`` puts the table into
-docs/performance.md.
+Four client processes claim as callers come, by a Poisson process each: first from a pool that is large enough for all
+of them, then each claim followed by the rest of a call's life: confirm, end, exit, settle, and the next arrival.
+``--write`` puts the table into docs/performance.md.
 """
 
 import argparse
@@ -76,6 +76,8 @@ class Client:
     """From sending a claim to its answer."""
     due_ms: list[float]
     """From the moment when it was due: with what this process and its connections were late."""
+    is_alone: bool
+    """Leave the claimed agents as they are."""
 
     async def claim(self, number: int, due_at: float) -> None:
         wire = await self.wires.get()
@@ -85,6 +87,9 @@ class Client:
         self.answered_ms.append((now - sent_at) * 1e3)
         self.due_ms.append((now - due_at) * 1e3)
         assert arrival.state == "assigned", "the pool ran dry"
+        if self.is_alone:
+            self.wires.put_nowait(wire)
+            return
         work, claimed = Assignment(session_id=arrival.session_id, generation=1), agent(arrival.agent_id)
         confirmed, end, exited, _, _ = await wire.run_all(
             [
@@ -101,13 +106,14 @@ class Client:
         self.wires.put_nowait(wire)
 
 
-async def be_client(port: int, name: str, rate: float, seconds: float) -> None:
+async def be_client(options: argparse.Namespace) -> None:
     """Claim for so long, then print the times as JSON."""
+    port, rate, seconds = options.port, options.rate, options.seconds
     exchange = x.Exchange(limits=LIMITS)
     wires: asyncio.Queue[Wire] = asyncio.Queue()
     for _ in range(WIRES):
         wires.put_nowait(await connect(exchange, port))
-    client = Client(name, wires, [], [])
+    client = Client(options.client, wires, [], [], options.alone)
     began = due_at = time.perf_counter()
     claims: list[asyncio.Task[None]] = []
     while due_at - began < seconds:
@@ -130,9 +136,9 @@ async def fill(wire: Wire, present: int, wanted: int) -> None:
         await wire.run_all([offered, asked, x.confirm_claim(old, work), x.begin_session(old, work)])
 
 
-def run_clients(port: int, rate: float, seconds: float) -> list[dict[str, list[float]]]:
+def run_clients(port: int, rate: float, seconds: float, *, is_alone: bool) -> list[dict[str, list[float]]]:
     """Let four processes claim at once; returns what each printed."""
-    here = [sys.executable, "-m", "tests.benchmarks.claims"]
+    here = [sys.executable, "-m", "tests.benchmarks.claims", *(["--alone"] if is_alone else [])]
     options = ["--rate", str(rate / CLIENTS), "--seconds", str(seconds), "--port", str(port)]
     running = [
         subprocess.Popen([*here, *options, "--client", f"{time.time_ns()}_{n}"], stdout=subprocess.PIPE)
@@ -143,17 +149,25 @@ def run_clients(port: int, rate: float, seconds: float) -> list[dict[str, list[f
     return [json.loads(output) for output in outputs]
 
 
-async def claims_at(valkey: Valkey, size: int, rate: float, seconds: float) -> list[str]:
+async def claims_at(valkey: Valkey, size: int, options: argparse.Namespace, *, is_alone: bool) -> list[str]:
     """Measure claims with so many live sessions there; returns the row of the table."""
     before = cpu_seconds(valkey)
-    seen = await asyncio.to_thread(run_clients, valkey.port, rate, seconds)
+    seen = await asyncio.to_thread(run_clients, valkey.port, options.rate, options.seconds, is_alone=is_alone)
     worked_us = (cpu_seconds(valkey) - before) * 1e6
     answered = sorted(ms for client in seen for ms in client["answered"])
     due = sorted(ms for client in seen for ms in client["due"])
     done = len(answered) / max(float(str(client["seconds"])) for client in seen)
     figures = [at(answered, part) for part in (0.5, 0.95, 0.99, 1)]
     life_us = worked_us / len(answered)
-    return [f"{size:,}", f"{done:,.0f}", *(f"{ms:.2f}" for ms in figures), f"{at(due, 0.99):.2f}", f"{life_us:.0f}"]
+    what = "claims alone" if is_alone else "whole lives"
+    return [
+        f"{size:,}",
+        what,
+        f"{done:,.0f}",
+        *(f"{ms:.2f}" for ms in figures),
+        f"{at(due, 0.99):.2f}",
+        f"{life_us:.0f}",
+    ]
 
 
 def cpu_seconds(valkey: Valkey) -> float:
@@ -203,20 +217,23 @@ async def measure(valkey: Valkey, options: argparse.Namespace) -> list[str]:
         say(f"filling up to {size:,} live sessions")
         await fill(await connect(x.Exchange(limits=LIMITS), valkey.port), present, size)
         present = size
-        await wire.run_all([x.agent_arrives(agent(f"w{size}_{number}")) for number in range(WARM)])
-        rows.append(await claims_at(valkey, size, options.rate, options.seconds))
-        say(f"  {rows[-1]}")
-        await clear_warm(valkey, house)
+        for is_alone in (True, False):
+            warm = WARM + (int(1.2 * options.rate * options.seconds) if is_alone else 0)
+            for number in range(warm):
+                await wire.run(x.agent_arrives(agent(f"w{size}_{is_alone}_{number}")))
+            rows.append(await claims_at(valkey, size, options, is_alone=is_alone))
+            say(f"  {rows[-1]}")
+            await clear(valkey, wire)
     if present >= LIVE_SESSIONS:
         swept = await sweeps(valkey, house)
         say(f"  {swept}")
     await house.close()
-    head = ["live sessions", "claims/s", "median", "p95", "p99", "worst", "p99 from when due", "Redis us"]
+    head = ["live sessions", "", "claims/s", "median", "p95", "p99", "worst", "p99 from when due", "Redis us"]
     return [
         *documents.table([*head], rows),
         "",
         "Milliseconds over a socket, from sending a `session_arrives` that takes a warm agent to its answer; the last "
-        "column is Redis' own processor time for the six operations of such a session's life, in microseconds.",
+        "column is Redis' own processor time for a claim alone, or for the six operations of a session's life, in us.",
         "",
         *documents.table(
             ["one sweep, its kill commands sent", "handled", "ms", "of Redis' processor", "of the worker's"], swept
@@ -224,10 +241,15 @@ async def measure(valkey: Valkey, options: argparse.Namespace) -> list[str]:
     ]
 
 
-async def clear_warm(valkey: Valkey, house: House) -> None:
-    """End the agents that nobody claimed."""
+async def clear(valkey: Valkey, wire: Wire) -> None:
+    """End the agents that nobody claimed, and the sessions that claims alone left."""
     for name in valkey.client.zrange(keys.POOL_READY, 0, -1):
-        await house.run(x.agent_exited(agent(name), exit_code=0))
+        await wire.run(x.agent_exited(agent(name), exit_code=0))
+    for name in valkey.client.zrange(keys.SESSION_OPEN, 0, -1):
+        if not name.startswith("session_old"):
+            claimed = agent(valkey.client.hget(keys.session(name), "agent_id"))
+            end = x.end_session(name, EndReason.GOODBYE)
+            await wire.run_all([end, x.agent_exited(claimed, exit_code=0), x.session_settled(name)])
 
 
 def say(line: str) -> None:
@@ -242,10 +264,11 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="put the table into docs/performance.md")
     parser.add_argument("--client", default="", help=argparse.SUPPRESS)
     parser.add_argument("--port", type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     logger.remove()
     if options.client:
-        asyncio.run(be_client(options.port, options.client, options.rate, options.seconds))
+        asyncio.run(be_client(options))
         return
     with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w", encoding="utf-8") as sink:
         logger.add(sink)  # logging is a part of the work
