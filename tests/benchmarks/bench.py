@@ -80,9 +80,10 @@ async def measure(systems: list[System], options: argparse.Namespace, rows: dict
             "memory": lambda: sections.memory(bench),
             "processor": lambda: sections.processor(bench, COST_ROUNDS),
             "latency": lambda: sections.latency(bench, options.calls),
-            **{f"burst {size}": partial(sections.burst, bench, size, rounds) for size, rounds in BURSTS},
             "hung": lambda: hung.hung(bench),
             "poisson": lambda: sections.poisson(bench, options.minutes),
+            # Last: the peer may not have its idle processes again for minutes after it.
+            **{f"burst {size}": partial(sections.burst, bench, size, rounds) for size, rounds in BURSTS},
         }
         for name, measure_it in ways.items():
             if name in options.only or name.split()[0] in options.only:
