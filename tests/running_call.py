@@ -6,8 +6,10 @@ import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
+from unittest.mock import patch
 
 from backend.agent import bots
+from backend.agent import call as call_module
 from backend.agent.briefing import Briefing
 from backend.common.contract import EndReason, Order
 from backend.common.settings import LauncherSettings
@@ -79,12 +81,13 @@ async def a_call(server: LiveKitServer, link: FakeLink | None = None, **wishes: 
         room_token=server.agent_token(room),
         **known,
     )
-    bot = asyncio.ensure_future(bots.find(settings.agent_bot, settings)(briefing, link))
-    call = Running(server, room, link, bot)
-    try:
-        yield call
-    finally:
-        await call.caller.leave()
-        link.tell(Order.END)  # without a word
-        async with asyncio.timeout(10):
-            await asyncio.gather(bot, return_exceptions=True)
+    with patch.object(call_module, "Watchdog", NoWatchdog):
+        bot = asyncio.ensure_future(bots.find(settings.agent_bot, settings)(briefing, link))
+        call = Running(server, room, link, bot)
+        try:
+            yield call
+        finally:
+            await call.caller.leave()
+            link.tell(Order.END)  # without a word
+            async with asyncio.timeout(10):
+                await asyncio.gather(bot, return_exceptions=True)

@@ -12,6 +12,7 @@ from backend.orchestrator.house import House, open_house
 from tests.integration.desk import Desk
 from tests.integration.running_api import RunningApi, running_api
 from tests.livekit_server import LiveKitServer
+from tests.running_launcher import Launch, RunningLauncher, launchers
 from tests.valkey_server import Valkey, free_port
 
 MakeSettings = Callable[..., ApiSettings]
@@ -30,6 +31,19 @@ def livekit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveKitServer]
     server.start()
     yield server
     server.kill()
+
+
+@pytest.fixture
+def launch(valkey: Valkey) -> Iterator[Launch]:
+    """Start launchers, one at a time: ``launch(MAX_BOTS="2")``."""
+    with launchers(valkey) as launch:
+        yield launch
+
+
+@pytest.fixture
+def launcher(launch: Launch) -> RunningLauncher:
+    """A launcher as it is by default."""
+    return launch()
 
 
 @pytest.fixture

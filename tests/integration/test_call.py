@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from collections.abc import Iterator
 
 import pytest
 from livekit import rtc
@@ -18,23 +17,10 @@ from backend.common.contract import AGENT_IDENTITY, EndReason, Order
 from tests.fakes.fake_caller import LOUD, FakeCaller
 from tests.fakes.fake_link import FakeLink
 from tests.livekit_server import CALLER, LiveKitServer
-from tests.running_call import OPENING, NoWatchdog, a_call
+from tests.running_call import OPENING, a_call
 from tests.waiting import wait_until_async
 
 LONG = "One, two, three, four, five, six, seven, eight, nine, ten, and so on, " * 3
-
-
-@pytest.fixture(scope="module")
-def livekit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveKitServer]:
-    server = LiveKitServer(tmp_path_factory.mktemp("livekit"))
-    server.start()
-    yield server
-    server.kill()
-
-
-@pytest.fixture(autouse=True)
-def _no_watchdog(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(call_module, "Watchdog", NoWatchdog)
 
 
 async def test_the_opening_line_is_heard_from_its_first_syllable_and_the_call_begins_then(

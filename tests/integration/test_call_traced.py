@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from backend.agent import call as call_module
 from backend.agent.briefing import Briefing, Link
 from backend.agent.standby import Standby
 from backend.common import tracing
@@ -18,7 +17,7 @@ from tests.fakes.fake_collector import FakeCollector, collecting
 from tests.fakes.fake_vendors import FakeVendors
 from tests.integration.desk import Desk
 from tests.livekit_server import LiveKitServer
-from tests.running_call import OPENING, NoWatchdog, a_call
+from tests.running_call import OPENING, a_call
 from tests.valkey_server import Valkey
 
 # As in test_call_vendors.
@@ -38,7 +37,6 @@ def collector(monkeypatch: pytest.MonkeyPatch, no_variables: None) -> Iterator[F
 async def test_a_turn_tells_how_long_each_vendor_took_and_nothing_that_was_said(
     livekit: LiveKitServer, collector: FakeCollector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(call_module, "Watchdog", NoWatchdog)
     async with FakeVendors() as vendors:
         vendors.transcripts, vendors.replies = ["What about tomorrow?"], ["It will be sunny."]
         wishes: dict[str, Any] = dict.fromkeys(("assembly_api_key", "groq_api_key", "inworld_api_key"), "sesame")

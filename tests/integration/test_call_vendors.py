@@ -1,32 +1,23 @@
 """A call with three vendors by their wire protocols: how it goes, and every way in which one of them can fail."""
 
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 
-from backend.agent import call as call_module
 from backend.agent import pipeline, prompt, rules
 from backend.common.contract import AGENT_IDENTITY, EndReason, Order
 from tests.fakes.fake_vendors import FakeVendors, Kind, ToolCall, Vendor
 from tests.livekit_server import LiveKitServer
-from tests.running_call import OPENING, NoWatchdog, Running, a_call
+from tests.running_call import OPENING, Running, a_call
 
 # An agent's process ends with its call, and nobody closes the model's connections before.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 
 QUESTION = "Please tell me what you know about the weather of tomorrow."
 LONG = "One, two, three, four, five, six, seven, eight, nine, ten, eleven, twelve, thirteen, fourteen, and fifteen."
-
-
-@pytest.fixture(scope="module")
-def livekit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveKitServer]:
-    server = LiveKitServer(tmp_path_factory.mktemp("livekit"))
-    server.start()
-    yield server
-    server.kill()
 
 
 @pytest.fixture
@@ -37,8 +28,7 @@ async def vendors() -> AsyncIterator[FakeVendors]:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Here the agent is not alone in its process, and waits less than it would for people."""
-    monkeypatch.setattr(call_module, "Watchdog", NoWatchdog)
+    """Wait less than for people."""
     monkeypatch.setattr(rules, "ANSWER_SECONDS", 1.5)
     monkeypatch.setattr(pipeline, "TURN_STOP_SECONDS", 1.0)
     monkeypatch.setattr(prompt, "APOLOGY", "Excuse me, please.")

@@ -3,25 +3,17 @@
 import os
 import re
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from backend.agent import process
 from backend.common import keys
-from tests.running_launcher import HOST, Launch, launchers
-from tests.valkey_server import Valkey
+from tests.running_launcher import HOST, Launch
 from tests.waiting import wait_until
 
 METHODS = ("fork", "spawn")
 SECRETS = {"LIVEKIT_API_SECRET": "opens-every-room", "API_KEYS": "opens-the-api", "GREENROOM_API_KEY": "opens-it-too"}
-
-
-@pytest.fixture
-def launch(valkey: Valkey) -> Iterator[Launch]:
-    with launchers(valkey) as launch:
-        yield launch
 
 
 def limits(pid: int) -> dict[str, tuple[str, str]]:

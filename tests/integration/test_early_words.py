@@ -1,7 +1,7 @@
 """A caller who spoke before the agent came is answered. The client here sends as LiveKit's own clients do."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -9,12 +9,11 @@ from typing import Any
 import pytest
 from livekit import rtc
 
-from backend.agent import call as call_module
 from backend.agent.early_words import TOPIC
 from tests.fakes.fake_speech import say
 from tests.fakes.fake_vendors import FakeVendors
 from tests.livekit_server import CALLER, LiveKitServer
-from tests.running_call import NoWatchdog, a_call
+from tests.running_call import a_call
 
 # An agent's process ends with its call, and nobody closes the model's connections before.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
@@ -23,20 +22,6 @@ WEBM = (Path(__file__).parents[1] / "fakes" / "sounds" / "question.webm").read_b
 RATE, FRAME = 48_000, 960
 CHUNK_BYTES = 15_000
 GREETING = "One, two, three, four, five, six, seven, eight, nine, ten."
-
-
-@pytest.fixture(scope="module")
-def livekit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveKitServer]:
-    server = LiveKitServer(tmp_path_factory.mktemp("livekit"))
-    server.start()
-    yield server
-    server.kill()
-
-
-@pytest.fixture(autouse=True)
-def _no_watchdog(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Here the agent is not alone in its process."""
-    monkeypatch.setattr(call_module, "Watchdog", NoWatchdog)
 
 
 class EarlyCaller:

@@ -4,7 +4,6 @@ import os
 import signal
 import stat
 import time
-from collections.abc import Iterator
 
 import psutil
 import pytest
@@ -16,23 +15,11 @@ from backend.common.contract import Agent, Assignment, EndReason, Start
 from backend.common.launcher_socket import LauncherRefused
 from backend.common.settings import LauncherSettings
 from tests.fakes.fake_bots import QUOTED
-from tests.running_launcher import HOST, Launch, RunningLauncher, launchers
-from tests.valkey_server import Valkey
+from tests.running_launcher import HOST, Launch, RunningLauncher
 from tests.waiting import wait_until
 
 METHODS = ("fork", "spawn")
 SENT = "a-rooms-token"
-
-
-@pytest.fixture
-def launch(valkey: Valkey) -> Iterator[Launch]:
-    with launchers(valkey) as launch:
-        yield launch
-
-
-@pytest.fixture
-def launcher(launch: Launch) -> RunningLauncher:
-    return launch()
 
 
 def is_gone(pid: int) -> bool:

@@ -5,15 +5,13 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 
 import pytest
 
 from backend.agent import process
 from backend.common.contract import Agent
 from backend.common.launcher_socket import LauncherRefused
-from tests.running_launcher import START_SECONDS, Launch, RunningLauncher, launchers
-from tests.valkey_server import Valkey
+from tests.running_launcher import START_SECONDS, Launch, RunningLauncher
 from tests.waiting import wait_until
 
 METHODS = ("fork", "spawn")
@@ -21,17 +19,6 @@ ATTEMPT_SECONDS = 0.25
 """How long the launcher waits for Redis."""
 NOISE_SECONDS = 0.5
 """What a busy machine adds."""
-
-
-@pytest.fixture
-def launch(valkey: Valkey) -> Iterator[Launch]:
-    with launchers(valkey) as launch:
-        yield launch
-
-
-@pytest.fixture
-def launcher(launch: Launch) -> RunningLauncher:
-    return launch()
 
 
 def crash(launcher: RunningLauncher) -> None:

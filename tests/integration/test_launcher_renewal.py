@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 
 import psutil
 import pytest
@@ -13,22 +12,10 @@ from backend.agent import process
 from backend.common import keys
 from backend.common.contract import Agent
 from backend.common.launcher_socket import LauncherRefused, LauncherUnreachable
-from tests.running_launcher import HOST, START_SECONDS, Launch, RunningLauncher, launchers
-from tests.valkey_server import Valkey
+from tests.running_launcher import HOST, START_SECONDS, Launch, RunningLauncher
 from tests.waiting import wait_until
 
 METHODS = ("fork", "spawn")
-
-
-@pytest.fixture
-def launch(valkey: Valkey) -> Iterator[Launch]:
-    with launchers(valkey) as launch:
-        yield launch
-
-
-@pytest.fixture
-def launcher(launch: Launch) -> RunningLauncher:
-    return launch()
 
 
 def renew(launcher: RunningLauncher) -> None:

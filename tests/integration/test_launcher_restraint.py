@@ -5,7 +5,6 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Iterator
 
 import pytest
 
@@ -15,18 +14,11 @@ from backend.common.launcher_socket import LauncherRefused
 from tests.fakes.fake_bots import QUOTED
 from tests.integration.conftest import MakeSettings
 from tests.integration.running_api import running_api
-from tests.running_launcher import HOST, Launch, RunningLauncher, launchers
-from tests.valkey_server import Valkey
+from tests.running_launcher import HOST, Launch, RunningLauncher
 from tests.waiting import wait_until, wait_until_async
 
 BURNING_SECONDS = 4.0
 MORE_THAN_ANYONE_HAS_MB = "1000000"
-
-
-@pytest.fixture
-def launch(valkey: Valkey) -> Iterator[Launch]:
-    with launchers(valkey) as launch:
-        yield launch
 
 
 def spawns_in(launcher: RunningLauncher, life: str, *, seconds: float) -> int:

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 
 import pytest
 
@@ -15,20 +14,8 @@ from backend.common.contract import Agent
 from backend.common.launcher_socket import LauncherRefused
 from backend.common.limits import Limits
 from tests.integration.desk import Desk
-from tests.running_launcher import HOST, Launch, RunningLauncher, launchers
-from tests.valkey_server import Valkey
+from tests.running_launcher import HOST, Launch, RunningLauncher
 from tests.waiting import wait_until
-
-
-@pytest.fixture
-def launch(valkey: Valkey) -> Iterator[Launch]:
-    with launchers(valkey) as launch:
-        yield launch
-
-
-@pytest.fixture
-def launcher(launch: Launch) -> RunningLauncher:
-    return launch()
 
 
 def wait_for_comparisons(launcher: RunningLauncher, count: int) -> None:

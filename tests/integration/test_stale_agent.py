@@ -3,15 +3,14 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
 import pytest
 from livekit import rtc
 
-from backend.agent import call as call_module
 from backend.common.contract import EndReason, Order
 from tests.livekit_server import LiveKitServer
-from tests.running_call import NoWatchdog, a_call
+from tests.running_call import a_call
 from tests.valkey_server import free_port
 from tests.waiting import wait_until_async
 
@@ -58,14 +57,6 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 
 @pytest.fixture
-def livekit(tmp_path: object, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveKitServer]:
-    server = LiveKitServer(tmp_path_factory.mktemp("livekit"))
-    server.start()
-    yield server
-    server.kill()
-
-
-@pytest.fixture
 async def wire(livekit: LiveKitServer) -> AsyncIterator[Wire]:
     """Give a wire to the server."""
     wire = Wire(livekit.port)
@@ -73,11 +64,6 @@ async def wire(livekit: LiveKitServer) -> AsyncIterator[Wire]:
     yield wire
     server.close()
     wire.cut()
-
-
-@pytest.fixture(autouse=True)
-def _no_watchdog(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(call_module, "Watchdog", NoWatchdog)
 
 
 async def test_an_agent_whose_network_was_cut_meanwhile_is_not_heard_when_it_comes_back(

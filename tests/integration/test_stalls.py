@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from backend.common import exchange as x
 from backend.common import keys
 from backend.common.contract import Start
 from tests.livekit_server import LiveKitServer
-from tests.running_launcher import Launch, launchers
+from tests.running_launcher import Launch
 from tests.valkey_server import Valkey, free_port
 from tests.waiting import wait_until
 
@@ -172,12 +171,6 @@ async def main():
     assert len(lags) >= 3
     assert max(lags) >= 0.2
     assert min(lags) < 0.1
-
-
-@pytest.fixture
-def launch(valkey: Valkey) -> Iterator[Launch]:
-    with launchers(valkey) as launch:
-        yield launch
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
