@@ -13,6 +13,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from backend.local.steps import say
+
 ROOT = Path(__file__).parents[1]
 LUA = Path("backend") / "common" / "lua"
 TESTS = ("starts", "claims", "pool", "ends", "forgets", "leases", "races", "properties", "outages")
@@ -177,10 +179,6 @@ def _first_failure(folder: Path, examples: str) -> str:
         raise SystemExit(f"pytest could not run the tests:\n{run.stdout[-2000:]}{run.stderr[-2000:]}")
     failures = re.findall(r"^(?:FAILED|ERROR) \S+::(\S+)", run.stdout, re.MULTILINE)
     return failures[0] if failures else ""
-
-
-def say(line: str) -> None:
-    print(line, flush=True)  # noqa: T201  # a command for people
 
 
 def main() -> int:

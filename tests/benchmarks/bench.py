@@ -12,7 +12,6 @@ import json
 import os
 import platform
 import sys
-import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -25,14 +24,13 @@ from typing import Any
 import psutil
 
 from backend.local import livekit as livekit_server
-from backend.local import steps
 from backend.local.setup import ROOT
 from tests.benchmarks import figures, hung, sections
 from tests.benchmarks.callers import Callers
 from tests.benchmarks.sections import Bench, Row
-from tests.benchmarks.systems import WARM, Greenroom, Peer, System
+from tests.benchmarks.systems import WARM, Greenroom, Peer, System, a_livekit
+from tests.commands import run_command
 from tests.livekit_server import LiveKitServer
-from tests.valkey_server import free_port
 
 RESULTS = ROOT / ".run" / "bench"
 BURSTS = ((8, 3), (50, 1))
@@ -56,11 +54,7 @@ def make_systems(livekit: LiveKitServer, port: int, folder: Path) -> list[System
 def running(names: str) -> Iterator[list[System]]:
     """One LiveKit server and the systems of these names, '' for all; afterwards no process of them is left."""
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        port = free_port()
-        livekit = LiveKitServer(folder, webhook_url=f"http://127.0.0.1:{port}/livekit/webhook")
-        stack.callback(livekit.kill)
-        livekit.start()
+        livekit, port, folder = stack.enter_context(a_livekit())
         every = make_systems(livekit, port, folder)
         systems = [system for system in every if system.name in (names.split(",") if names else [system.name])]
         for system in systems:
@@ -156,8 +150,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    steps.stop_on_sigterm()
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit(130)
+    run_command(main)

@@ -16,6 +16,7 @@ from collections import Counter
 import aiohttp
 
 from backend.common import keys
+from backend.local.steps import say
 from tests.acceptance.house import House
 from tests.benchmarks.figures import spread
 from tests.soak.watch import Watch
@@ -65,10 +66,6 @@ async def burst(house: House, count: int) -> int:
     twice = len(found) - len({record[0] for record in found})
     say(f"  overtaken {overtaken}, agents with two sessions {twice}, lost {len(let_in) - len(found)}")
     return overtaken + twice + len(let_in) - len(found) + (len(let_in) != min(count, MAX_BOTS))
-
-
-def say(line: str) -> None:
-    print(line, flush=True)  # noqa: T201  # a command for people
 
 
 def main(count: int, waiting: int) -> int:

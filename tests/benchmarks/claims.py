@@ -27,6 +27,7 @@ from backend.common import keys
 from backend.common.contract import Agent, Assignment, EndReason, Start
 from backend.common.limits import Limits
 from backend.common.settings import ApiSettings
+from backend.local.steps import say
 from backend.orchestrator import lifecycle
 from backend.orchestrator.broker import make_app
 from backend.orchestrator.house import House, open_house
@@ -250,10 +251,6 @@ async def clear(valkey: Valkey, wire: Wire) -> None:
             claimed = agent(valkey.client.hget(keys.session(name), "agent_id"))
             end = x.end_session(name, EndReason.GOODBYE)
             await wire.run_all([end, x.agent_exited(claimed, exit_code=0), x.session_settled(name)])
-
-
-def say(line: str) -> None:
-    print(line, flush=True)  # noqa: T201  # a command for people
 
 
 def main() -> None:

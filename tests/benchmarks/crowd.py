@@ -18,6 +18,7 @@ from pathlib import Path
 import aiohttp
 import psutil
 
+from backend.local.steps import say
 from tests.livekit_server import LiveKitServer
 from tests.valkey_server import Valkey, free_port
 from tests.waiting import wait_until
@@ -123,11 +124,6 @@ async def run(size: int) -> None:
                 )
             await asyncio.sleep(2)
             say(report("after", answers[-quiet:], before, api))
-
-
-def say(line: str) -> None:
-    """Print a line."""
-    print(line, flush=True)  # noqa: T201  # what this command is for
 
 
 def report(what: str, answers: list[tuple[int, float]], before: int, api: psutil.Process) -> str:

@@ -1,8 +1,9 @@
-"""What a measurement leaves in docs/: a table, the machine, a section that the next run replaces."""
+"""What a measurement leaves in docs/: a table, the machine, a section or a marked part that the next run replaces."""
 
 import os
 import platform
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -27,3 +28,42 @@ def write_section(name: str, title: str, lines: Sequence[str]) -> None:
     section = f"## {title}\n\n" + "\n".join(lines) + "\n"
     whole = before + section + following + rest if heading else f"{text.rstrip()}\n\n{section}"
     path.write_text(whole, encoding="utf-8")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """The part of a document between the two markers of one command, which writes nothing else there."""
+
+    page: Path
+    name: str
+    command: str
+
+    @property
+    def begin(self) -> str:
+        """The marker in front."""
+        return f"<!-- {self.name}: written by {self.command} -->"
+
+    @property
+    def end(self) -> str:
+        """The marker behind."""
+        return f"<!-- {self.name}: end -->"
+
+    def read(self) -> str:
+        """What stands there now. Raises: SystemExit where there are no markers"""
+        return self._split(self.page.read_text(encoding="utf-8"))[1]
+
+    def write(self, text: str) -> None:
+        """Replace what stands there. Raises: SystemExit where there are no markers"""
+        self.page.write_text(self.rewritten(self.page.read_text(encoding="utf-8"), text), encoding="utf-8")
+
+    def rewritten(self, page: str, text: str) -> str:
+        """The page with ``text`` between the markers, and everything else as it was."""
+        before, _, after = self._split(page)
+        return f"{before}{self.begin}\n\n{text}\n\n{self.end}{after}"
+
+    def _split(self, page: str) -> tuple[str, str, str]:
+        before, begin, rest = page.partition(self.begin)
+        inside, end, after = rest.partition(self.end)
+        if not (begin and end):
+            raise SystemExit(f"{self.page.name} has no {self.begin} ... {self.end}")
+        return before, inside, after

@@ -9,26 +9,21 @@ docs/reliability.md.
 import argparse
 import asyncio
 import os
-import re
 import signal
-import subprocess
 import sys
 import time
 from contextlib import ExitStack
-from pathlib import Path
 
 from backend.caller.caller import Caller
 from backend.caller.rest import Greenroom
 from backend.caller.stages import spread
 from backend.local.steps import say
 from tests.acceptance.house import House
-from tests.benchmarks.documents import DOCS, machine, table
-from tests.benchmarks.opening_line import CONNECT_SECONDS, SPEECH_SECONDS
-from tests.valkey_server import free_port
+from tests.benchmarks.documents import DOCS, Part, machine, table
+from tests.benchmarks.emulated import CONNECT_SECONDS, SPEECH_SECONDS, vendors
 from tests.waiting import wait_until, wait_until_async
 
-PAGE: Path = DOCS / "reliability.md"
-BEGIN, END = "<!-- failover: written by python -m tests.benchmarks.failover -->", "<!-- failover: end -->"
+PART = Part(page=DOCS / "reliability.md", name="failover", command="python -m tests.benchmarks.failover")
 SOUND_SECONDS = 15.0
 TARGET_MS = 1_000
 HEAD = ("voice", "kills", "median, ms", "p95, ms", "worst, ms", "connection lost")
@@ -50,19 +45,6 @@ async def kill_in_call(house: House) -> tuple[float, bool]:
         return (heard_at - killed_at) * 1000, caller.participant.is_out.is_set()
 
 
-def vendors() -> tuple["subprocess.Popen[bytes]", dict[str, str]]:
-    """Start the vendors' emulators; returns them, and the variables that lead to them."""
-    port = free_port()
-    command = [sys.executable, "-m", "tests.fakes.fake_vendors", str(port), str(CONNECT_SECONDS), str(SPEECH_SECONDS)]
-    keys = dict.fromkeys(("ASSEMBLY_API_KEY", "GROQ_API_KEY", "INWORLD_API_KEY"), "a-key")
-    urls = {
-        "ASSEMBLY_URL": f"ws://127.0.0.1:{port}/v3/ws",
-        "GROQ_URL": f"http://127.0.0.1:{port}/openai/v1",
-        "INWORLD_URL": f"ws://127.0.0.1:{port}/tts/v1/voice:streamBidirectional",
-    }
-    return subprocess.Popen(command), keys | urls
-
-
 async def measure(house: House, calls: int) -> list[tuple[float, bool]]:
     """Kill so many agents, one after the other."""
     return [await kill_in_call(house) for _ in range(calls)]
@@ -76,25 +58,15 @@ def row(name: str, kills: list[tuple[float, bool]]) -> list[str]:
     return [name, str(len(kills)), *times, str(sum(lost for _, lost in kills))]
 
 
-def write(lines: list[str]) -> None:
-    """Put the table between its markers."""
-    pattern, text = re.escape(BEGIN) + ".*?" + re.escape(END), "\n".join(lines)
-    page = PAGE.read_text(encoding="utf-8")
-    written = re.sub(pattern, lambda _: f"{BEGIN}\n\n{text}\n\n{END}", page, flags=re.DOTALL)
-    PAGE.write_text(written, encoding="utf-8")
-
-
 def main() -> None:
     """Measure both voices, print the table, write it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--calls", type=int, default=20)
     parser.add_argument("--dry", action="store_true", help="leave docs/reliability.md as it is")
     wanted = parser.parse_args()
-    emulators, addresses = vendors()
-    voices = {"vendors, emulated": addresses, "demo": {}}
     rows = []
     with ExitStack() as stack:
-        stack.callback(emulators.terminate)
+        voices = {"vendors, emulated": stack.enter_context(vendors()), "demo": {}}
         for name, variables in voices.items():
             house = House(LOG_LEVEL="INFO", **variables)
             stack.callback(house.discard)
@@ -105,7 +77,7 @@ def main() -> None:
     lines = [*table(HEAD, rows), "", f"{machine()}; the emulators take {CONNECT_SECONDS * 1000:.0f} ms to connect and "]
     lines[-1] += f"{SPEECH_SECONDS * 1000:.0f} ms from a text to its first sound."
     if not wanted.dry:
-        write(lines)
+        PART.write("\n".join(lines))
     sys.exit(any(float(cells[3]) > TARGET_MS for cells in rows))
 
 

@@ -1,15 +1,13 @@
 """The tables and plots of a run, for docs/performance.md: only what stands between its markers is rewritten."""
 
-import re
 import statistics
 from collections.abc import Iterable
 from typing import Any
 
-from backend.local.setup import ROOT
+from tests.benchmarks.documents import DOCS, Part
 from tests.benchmarks.sections import Row
 
-PAGE = ROOT / "docs" / "performance.md"
-BEGIN, END = "<!-- bench: written by make bench -->", "<!-- bench: end -->"
+PART = Part(page=DOCS / "performance.md", name="bench", command="make bench")
 PEER = "livekit-agents"
 FIRST = "in the room"
 SOONER = 2.2
@@ -45,14 +43,8 @@ def write(results: Results) -> None:
     """Rewrite this command's part of the page, and its plots."""
     from tests.benchmarks import plots  # noqa: PLC0415  # matplotlib, which only this command has
 
-    images = "\n".join(f"![{text}]({name})" for name, text in plots.draw(results, PAGE.parent).items())
-    PAGE.write_text(rewritten(PAGE.read_text(), f"{tables(results)}\n\n{images}"))
-
-
-def rewritten(page: str, text: str) -> str:
-    """The page with ``text`` between this command's markers, and everything else as it was."""
-    pattern = re.escape(BEGIN) + ".*?" + re.escape(END)
-    return re.sub(pattern, lambda _: f"{BEGIN}\n\n{text}\n\n{END}", page, flags=re.DOTALL)
+    images = "\n".join(f"![{text}]({name})" for name, text in plots.draw(results, DOCS).items())
+    PART.write(f"{tables(results)}\n\n{images}")
 
 
 WAIT_HEAD = (

@@ -11,23 +11,21 @@ import argparse
 import asyncio
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from backend.common import keys
 from backend.common.limits import Limits
-from backend.local import steps
 from tests.benchmarks import costs
 from tests.benchmarks.callers import Callers, Placed
+from tests.benchmarks.documents import table
 from tests.benchmarks.figures import percentile
-from tests.benchmarks.systems import Greenroom
+from tests.benchmarks.systems import Greenroom, a_livekit
+from tests.commands import run_command
 from tests.livekit_server import LiveKitServer
-from tests.valkey_server import free_port
 
 SLOW_MS, SLOW_ANSWER_MS = 2_000, 250
 MISSED_SECONDS = 4.0
@@ -161,11 +159,7 @@ def _p95(rows: list[dict[str, Any]], stage: str) -> float:
 def running(bot: str, most: int) -> Iterator[tuple[Greenroom, LiveKitServer]]:
     """The whole product and a LiveKit server, for as long as the block."""
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        port = free_port()
-        livekit = LiveKitServer(folder, webhook_url=f"http://127.0.0.1:{port}/livekit/webhook")
-        stack.callback(livekit.kill)
-        livekit.start()
+        livekit, port, _ = stack.enter_context(a_livekit())
         # Nobody is asked whether they are still there: these callers say nothing.
         silence = {"SILENCE_ASK": "1800", "SILENCE_END": "3600"}
         more = {"AGENT_BOT": bot, "VOICE": "demo", "MAX_BOTS": str(most + 10), "PREWARM_POOL_MAX": "16", **silence}
@@ -180,8 +174,7 @@ async def measure(system: Greenroom, livekit: LiveKitServer, options: argparse.N
     async with Callers() as callers:
         load = Load(system, callers, livekit.pid)
         done = await load.climb(step=options.step, seconds=options.seconds, most=options.most)
-        lines = [HEAD, ("---",) * len(HEAD), *[tuple(await step.cells()) for step in done]]
-        print("\n".join(f"| {' | '.join(cells)} |" for cells in lines))  # noqa: T201  # its face
+        print("\n".join(table(HEAD, [await step.cells() for step in done])))  # noqa: T201  # its face
         print(f"\n{await done[-1].failures() or 'nothing gave'}")  # noqa: T201
     return done
 
@@ -206,8 +199,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    steps.stop_on_sigterm()
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit(130)
+    run_command(main)

@@ -7,8 +7,6 @@ Two houses with emulated vendors, one that keeps opening lines and one that does
 
 import argparse
 import asyncio
-import subprocess
-import sys
 from contextlib import ExitStack
 from typing import Any
 
@@ -16,12 +14,10 @@ from backend.caller.caller import Caller
 from backend.caller.rest import Greenroom
 from backend.caller.stages import Stage, Stages, spread
 from tests.acceptance.house import House
-from tests.valkey_server import free_port
+from tests.benchmarks.emulated import vendors
 from tests.waiting import wait_until
 
 SOUND_SECONDS = 12.0
-CONNECT_SECONDS, SPEECH_SECONDS = 0.15, 0.25
-"""What the vendors take to be connected, and from a text to its first sound: about what real ones do."""
 OPENING = "Hello there, how can I help you today?"
 
 
@@ -44,16 +40,10 @@ async def calls(houses: dict[str, House], count: int) -> dict[str, list[Stages]]
     return {name: stages[1:] for name, stages in placed.items()}
 
 
-def house(port: int, megabytes: int) -> House:
-    """Start a product whose vendors are on this port."""
-    keys = dict.fromkeys(("ASSEMBLY_API_KEY", "GROQ_API_KEY", "INWORLD_API_KEY"), "a-key")
-    urls = {
-        "ASSEMBLY_URL": f"ws://127.0.0.1:{port}/v3/ws",
-        "GROQ_URL": f"http://127.0.0.1:{port}/openai/v1",
-        "INWORLD_URL": f"ws://127.0.0.1:{port}/tts/v1/voice:streamBidirectional",
-    }
+def house(addresses: dict[str, str], megabytes: int) -> House:
+    """Start a product with these vendors."""
     memory = {"OPENING_LINE_CACHE_FOR": "inworld", "OPENING_LINE_CACHE_MB": str(megabytes)}
-    made = House(LOG_LEVEL="INFO", PREWARM_POOL_SIZE="1", **keys, **urls, **memory)
+    made = House(LOG_LEVEL="INFO", PREWARM_POOL_SIZE="1", **addresses, **memory)
     made.start()
     return made
 
@@ -63,14 +53,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--calls", type=int, default=12, help="calls to place with each")
     options: Any = parser.parse_args()
-    port = free_port()
-    program = (sys.executable, "-m", "tests.fakes.fake_vendors", str(port), str(CONNECT_SECONDS), str(SPEECH_SECONDS))
     with ExitStack() as stack:
-        emulator = stack.enter_context(subprocess.Popen(program))
-        stack.callback(emulator.kill)
-        houses = {}
+        addresses, houses = stack.enter_context(vendors()), {}
         for name, megabytes in (("remembered", 64), ("asked for", 0)):
-            houses[name] = house(port, megabytes)
+            houses[name] = house(addresses, megabytes)
             stack.callback(houses[name].discard)
         placed = asyncio.run(calls(houses, options.calls))
     lines = ["| opening line | connected to first sound, ms: median | p95 | worst |", "|---|---|---|---|"]

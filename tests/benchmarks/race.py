@@ -23,6 +23,7 @@ from backend.common import exchange as x
 from backend.common import keys
 from backend.common.contract import Agent, Assignment, EndReason, Start
 from backend.common.limits import Limits
+from backend.local.steps import say
 from tests.benchmarks.wire import Wire
 from tests.valkey_server import Valkey
 
@@ -157,10 +158,6 @@ async def _count(wire: Wire, key: str) -> int:
     answer = await wire.command("ZCARD", key)
     assert isinstance(answer, int)
     return answer
-
-
-def say(line: str) -> None:
-    print(line, flush=True)  # noqa: T201  # a command for people
 
 
 async def main(valkey: Valkey, total: int, present: int, clients: int) -> None:

@@ -14,11 +14,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from backend.local import steps
 from tests.benchmarks.callers import Callers, Placed
 from tests.benchmarks.figures import percentile
 from tests.benchmarks.load import running, say
 from tests.benchmarks.systems import Greenroom
+from tests.commands import run_command
 from tests.waiting import wait_until_async
 
 BACK_SECONDS = 190.0
@@ -162,8 +162,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    steps.stop_on_sigterm()
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit(130)
+    run_command(main)

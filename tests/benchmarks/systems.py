@@ -7,9 +7,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +36,19 @@ START_SECONDS = 90.0
 SETTLE_SECONDS = 90.0
 QUIET_SECONDS = 0.5
 """Between a full pool and the next call: what the last one left behind has ended."""
+
+
+@contextmanager
+def a_livekit() -> Iterator[tuple[LiveKitServer, int, Path]]:
+    """A LiveKit server that all systems share, the port of the API that hears its webhooks, and a folder."""
+    with tempfile.TemporaryDirectory() as name:
+        folder, port = Path(name), free_port()
+        livekit = LiveKitServer(folder, webhook_url=f"http://127.0.0.1:{port}/livekit/webhook")
+        try:
+            livekit.start()
+            yield livekit, port, folder
+        finally:
+            livekit.kill()
 
 
 class System(ABC):

@@ -4,12 +4,11 @@ import re
 import signal
 from collections.abc import Iterable
 
-from backend.local.setup import ROOT
+from tests.benchmarks.documents import DOCS, Part, table
 from tests.chaos.cell import Result
 from tests.chaos.parts import PARTS, SIGNALS
 
-PAGE = ROOT / "docs" / "reliability.md"
-BEGIN, END = "<!-- chaos: written by make chaos -->", "<!-- chaos: end -->"
+PART = Part(page=DOCS / "reliability.md", name="chaos", command="make chaos")
 HEAD = (
     "part",
     "signal",
@@ -46,22 +45,17 @@ def row(result: Result) -> list[str]:
 
 def write(results: Iterable[Result]) -> None:
     """Put the rows into the page."""
-    text = PAGE.read_text(encoding="utf-8")
-    PAGE.write_text(rewritten(text, [row(result) for result in results]), encoding="utf-8")
+    PART.write(merged(PART.read(), [row(result) for result in results]))
 
 
-def rewritten(text: str, rows: Iterable[list[str]]) -> str:
-    """The page with these rows in place of the ones of the same part and signal."""
-    before, begin, rest = text.partition(BEGIN)
-    old, end, after = rest.partition(END)
+def merged(old: str, rows: Iterable[list[str]]) -> str:
+    """The table with these rows in place of the ones of the same part and signal."""
     known = {
         _key(cells): cells for cells in map(_cells, re.findall(r"^\| .+ \|$", old, re.MULTILINE)) if len(cells) > 1
     }
     known |= {_key(cells): cells for cells in rows}
     order = [(part, number.name) for part in PARTS for number in SIGNALS]
-    lines = [_line(HEAD), _line(["---"] * len(HEAD)), *(_line(known[key]) for key in order if key in known)]
-    table = "\n".join(lines)
-    return f"{before}{begin}\n\n{table}\n\n{end}{after}"
+    return "\n".join(table(HEAD, [known[key] for key in order if key in known]))
 
 
 def _cells(line: str) -> list[str]:
@@ -70,7 +64,3 @@ def _cells(line: str) -> list[str]:
 
 def _key(cells: list[str]) -> tuple[str, str]:
     return cells[0], cells[1].partition(",")[0]
-
-
-def _line(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cells)} |"

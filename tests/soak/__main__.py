@@ -6,14 +6,13 @@ client, all in this process. Exits with 1, and says why, when a call was lost, s
 
 import argparse
 import asyncio
-import sys
 import time
 from collections import Counter
-from contextlib import suppress
 
 from backend.common import keys
-from backend.local import steps
+from backend.local.steps import say
 from tests.acceptance.house import House
+from tests.commands import run_command
 from tests.fakes.fake_misfits import SEED, SHARE, kind_of
 from tests.soak import report
 from tests.soak.account import Account
@@ -103,11 +102,6 @@ async def nothing_left(watch: Watch) -> list[str]:
         await asyncio.sleep(1)
 
 
-def say(line: str) -> None:
-    """Show what is being done."""
-    print(line, flush=True)  # noqa: T201  # a command for people
-
-
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="make soak", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -122,7 +116,4 @@ def _options() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    steps.stop_on_sigterm()
-    with suppress(KeyboardInterrupt):
-        sys.exit(main())
-    sys.exit(130)
+    run_command(main)

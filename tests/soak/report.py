@@ -6,15 +6,14 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from tests.benchmarks.documents import DOCS, machine, table
+from tests.benchmarks.documents import DOCS, Part, machine, table
 from tests.benchmarks.figures import percentile
 from tests.soak.account import Account
 from tests.soak.flat import Growth, growth
 
-PAGE = DOCS / "reliability.md"
 LEFT_SECONDS = 30.0
 """After the last call everything of it must be gone by then."""
-BEGIN, END = "<!-- soak: written by make soak -->", "<!-- soak: end -->"
+PART = Part(page=DOCS / "reliability.md", name="soak", command="make soak")
 HEAD = ("second half of the run", "median", "most", "grown", "may grow", "flat")
 SLACK = {
     "descriptors of redis": 12.0,
@@ -127,12 +126,7 @@ def section(run: Run) -> str:
 
 def write(run: Run) -> None:
     """Replace what stands between the markers of docs/reliability.md."""
-    page = PAGE.read_text(encoding="utf-8")
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise SystemExit(f"{PAGE.name} has no {BEGIN} ... {END}")
-    PAGE.write_text(f"{before}{BEGIN}\n\n{section(run)}\n\n{END}{after}", encoding="utf-8")
+    PART.write(section(run))
 
 
 def _flat(name: str, growth: Growth) -> str:

@@ -50,11 +50,11 @@ def test_ninety_five_percent_do_not_exceed_the_p95() -> None:
 
 
 def test_only_what_stands_between_the_markers_is_rewritten() -> None:
-    page = f"before\n{figures.BEGIN}\nold\n{figures.END}\nafter\n"
-    written = figures.rewritten(page, "new \\1")
-    assert written == f"before\n{figures.BEGIN}\n\nnew \\1\n\n{figures.END}\nafter\n"
+    page = f"before\n{figures.PART.begin}\nold\n{figures.PART.end}\nafter\n"
+    written = figures.PART.rewritten(page, "new \\1")
+    assert written == f"before\n{figures.PART.begin}\n\nnew \\1\n\n{figures.PART.end}\nafter\n"
 
 
 def test_the_page_has_the_markers() -> None:
-    page = figures.PAGE.read_text()
-    assert page.count(figures.BEGIN) == page.count(figures.END) == 1
+    page = figures.PART.page.read_text()
+    assert page.count(figures.PART.begin) == page.count(figures.PART.end) == 1
