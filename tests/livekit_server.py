@@ -79,6 +79,12 @@ class LiveKitServer:
             await service.room.create_room(request)
         return name
 
+    async def people(self, room: str) -> dict[str, int]:
+        """Who is in the room, and how many tracks each publishes."""
+        async with self.api() as service:
+            answer = await service.room.list_participants(api.ListParticipantsRequest(room=room))
+        return {person.identity: len(person.tracks) for person in answer.participants}
+
     async def delete_room(self, name: str) -> None:
         """Delete a room; who is in it is put out."""
         async with self.api() as service:

@@ -44,6 +44,8 @@ class Briefing:
     system_prompt: str = field(default="", repr=False)
     """'' means: the bot's default."""
     longest_seconds: float
+    was_awaited: bool = False
+    """True where the session stood in the line: its caller is in the room by now, or may never come."""
     has_begun: bool = False
     """True for a successor: the caller was already talking when the last agent was lost."""
     history: tuple[Turn, ...] = ()

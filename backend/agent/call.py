@@ -100,8 +100,12 @@ class Call:
         await asyncio.sleep(0)  # LiveKit, or Redis, is asked before the building takes the loop for 10 to 30 ms
         voice, transport, pipeline = self._build()
         self._trace.stage("build")
-        if await entering:
-            await self._talk(voice, transport, pipeline)
+        if not await entering:
+            return
+        self._start(self._look(pipeline))
+        if self._briefing.was_awaited:  # vendors cost money and a track a part of a core: not for who gave up waiting
+            await self._room.occupied(self._is_caller)
+        await self._talk(voice, transport, pipeline)
 
     async def _enter(self) -> bool:
         """Join and ask for leave to speak; False: the call ends."""
@@ -151,7 +155,7 @@ class Call:
             pipeline.watch(TurnTrace(self._trace, hear=voice.hear, think=voice.think, speak=voice.speak))
         self._room.on("reconnecting", lambda: transport.silence(True))
         self._room.on("reconnected", lambda: self._start(self._speak_again(transport)))
-        for work in (self._chat.deliver(), self._be_heard(voice, transport), self._look(pipeline)):
+        for work in (self._chat.deliver(), self._be_heard(voice, transport)):
             self._start(work)
         if voice.first_words:
             await pipeline.say(voice.first_words)

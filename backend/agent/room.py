@@ -75,6 +75,21 @@ class Room(rtc.Room):
             raise RoomNotJoinedError("no answer")
         joining.result()
 
+    async def occupied(self, is_wanted: Callable[[str], bool]) -> None:
+        """Wait until somebody whose identity is wanted is in the room, which is joined."""
+        came = asyncio.Event()
+
+        def look(*_: rtc.RemoteParticipant) -> None:
+            if any(map(is_wanted, self.remote_participants)):
+                came.set()
+
+        self.on("participant_connected", look)
+        try:
+            look()
+            await came.wait()
+        finally:
+            self.off("participant_connected", look)
+
     async def leave(self) -> None:
         """Leave, or let the server find out by itself."""
         leaving = asyncio.ensure_future(self.disconnect())

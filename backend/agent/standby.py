@@ -80,7 +80,7 @@ class Standby:
         self._link = RedisLink(self._exchange, self._client, agent, settings)
         self._work: asyncio.Future[Assignment] = asyncio.get_running_loop().create_future()
         self._taken = ("", 0)
-        """How the session came, and when, in Unix nanoseconds: for its trace."""
+        """How the session came, by "bell" or after a "wait" in the line, and when, in Unix nanoseconds."""
         self._log = SessionLog(settings)
 
     async def live(self, bot: Bot) -> int:
@@ -146,7 +146,8 @@ class Standby:
             self._log.begin(assignment.session_id)
             briefing = _briefing(self._agent, self._settings, assignment, (record, prompt, turns))
             trace = call_trace.begin(self._agent, assignment, record, self._taken)
-            return replace(briefing, joined=self._own.for_session(assignment.session_id), trace=trace)
+            joined, was_awaited = self._own.for_session(assignment.session_id), self._taken[0] == "wait"
+            return replace(briefing, joined=joined, was_awaited=was_awaited, trace=trace)
         return None
 
     async def _read_session(self, session_id: str) -> tuple[dict[str, str], dict[str, str], list[str]]:

@@ -17,7 +17,8 @@ KEY_PREFIX = "celery:"
 """Keeps Celery's keys apart where Redis has one database only."""
 LONGEST_BACKLOG = 50
 """With the worker down beat stops adding to this: expired ticks are worth nothing."""
-PERIODS_SECONDS = {"refill": 1.0, "sweep": 1.0, "settle": 1.0, "reconcile": 10.0, "prune": 60.0}
+PERIODS_SECONDS = {"tick": 1.0, "reconcile": 10.0, "prune": 60.0}
+"""A tick is sweep, refill and settle in one command: each costs beat and a worker 12 ms of a core."""
 
 
 def broker_url(settings: OrchestratorSettings) -> str:

@@ -62,6 +62,7 @@ class Commands:
         )
         self._is_refill_wanted = False
         self._refilling: asyncio.Task[None] | None = None
+        self._is_closed = False
 
     async def spawn(self, host_id: str, agent_id: str) -> None:
         """Let the host start the agent whose slot is reserved."""
@@ -110,10 +111,16 @@ class Commands:
         rows = zip(names, answers[0::2], answers[1::2], strict=True)
         return {name: QueueState(length=length, oldest_seconds=_age(oldest)) for name, length, oldest in rows}
 
-    def refill_soon(self) -> None:
-        """Ask for new agents, without waiting: at once, then as often as a burst of starts is worth it."""
+    def refill_soon(self, after_seconds: float = 0.0) -> None:
+        """Ask for new agents, without waiting: as often as a burst of starts is worth it.
+
+        Later where a call begins now: a new agent joins its room, on the cores on which the caller connects.
+        """
+        asyncio.get_running_loop().call_later(after_seconds, self._want_refill)
+
+    def _want_refill(self) -> None:
         self._is_refill_wanted = True
-        if self._refilling is None:
+        if self._refilling is None and not self._is_closed:
             self._refilling = asyncio.create_task(self._refill())
 
     async def _refill(self) -> None:
@@ -139,6 +146,7 @@ class Commands:
 
     async def close(self) -> None:
         """Send nothing more."""
+        self._is_closed = True
         if self._refilling:
             self._refilling.cancel()
         self._sender.shutdown(wait=False, cancel_futures=True)

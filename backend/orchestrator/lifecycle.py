@@ -81,7 +81,7 @@ async def start_session(
     trace.note(session_id=session_id, agent_id=arrival.agent_id, outcome=arrival.outcome, state=arrival.state)
     if arrival.outcome is Outcome.AGAIN:
         return await _repeat(house, session_id)
-    house.commands.refill_soon()
+    house.commands.refill_soon(0.0 if arrival.state == SessionState.WAITING else house.limits.call_begins / 1000)
     if session_id == start.proposed_id:
         await _make_room(house, session_id, start.start_key)
     else:  # it is the agent's own, unless LiveKit closed it a moment ago: nobody waits to hear that it is there
@@ -154,6 +154,7 @@ async def _repeat(house: House, session_id: str) -> Started:
     state = SessionState(record["state"])
     if state is SessionState.ENDED:
         return Started(session_id=session_id, state=state, token=None)
+    await house.rooms.create(session_id)  # the first request may have died between the claim and this
     token = house.rooms.caller_token(session_id, record["caller_identity"], record["user_name"])
     return Started(session_id=session_id, state=state, token=token)
 
@@ -195,11 +196,10 @@ async def hear_livekit(house: House, body: str, token: str) -> None:
     Raises: UnauthorizedError for any doubt; redis.RedisError when it could not be stored
     """
     event = house.rooms.verify(body, token)
-    person = event.participant
+    room, person = event.room, event.participant
     is_of_a_caller = event.event in LIVEKIT_EVENTS and person.identity != AGENT_IDENTITY
-    if not is_of_a_caller or not session.is_session_id(event.room.name):  # the server may have other users
+    if not is_of_a_caller or not session.is_session_id(room.name):  # the server may have other users
         return
-    room = event.room
     call = livekit_event(
         event.id,
         session_id=room.name,

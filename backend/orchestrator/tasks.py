@@ -24,6 +24,7 @@ Work = Callable[[House], Awaitable[object]]
 TASK_SECONDS = 8.0
 """Under Celery's own soft limit, so that it is the loop that stops and nothing is left half open."""
 LAUNCHER_SECONDS = 3.0
+OUTAGES = (RedisError, GreenroomError, LauncherError, TimeoutError)
 
 
 @dataclass
@@ -43,8 +44,12 @@ def _run(work: Work) -> None:
         _process.loop = StallMonitor().new_loop()
     try:
         _process.loop.run_until_complete(_bounded(work))
-    except (RedisError, GreenroomError, LauncherError, TimeoutError) as error:
-        logger.warning("task given up until the next time", error=f"{type(error).__name__}: {error}"[:200])
+    except OUTAGES as error:
+        _give_up(error)
+
+
+def _give_up(error: Exception) -> None:
+    logger.warning("task given up until the next time", error=f"{type(error).__name__}: {error}"[:200])
 
 
 async def _bounded(work: Work) -> None:
@@ -72,6 +77,26 @@ async def _leave_nothing(house: House) -> None:
     await upkeep.close_down(house)
     while await lifecycle.settle(house):
         pass
+
+
+@app.task(name="greenroom.tick")
+def tick() -> None:
+    """Do what is due each second: sweep, refill, settle."""
+    _run(_tick)
+
+
+async def _tick(house: House) -> None:
+    # Side by side: a LiveKit server that hangs holds up the rooms, and nothing else.
+    works = (lifecycle.sweep, supply.refill_while_missing, lifecycle.settle)
+    await asyncio.gather(*(_attempt(house, work) for work in works))
+
+
+async def _attempt(house: House, work: Work) -> None:
+    """Do one thing of several; an outage of its own is logged, and keeps nothing from the others."""
+    try:
+        await work(house)
+    except OUTAGES as error:
+        _give_up(error)
 
 
 @app.task(name="greenroom.sweep")

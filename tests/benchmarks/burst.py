@@ -58,7 +58,7 @@ async def burst(house: House, count: int) -> int:
     except TimeoutError as error:
         say(str(error)[:80])
     found = [record for record in records() if record[4]]
-    waits = [int(assigned) - int(created) for _, _, created, assigned, _ in found]
+    waits = [int(assigned) - int(created) for _, _, created, assigned, *_ in found]
     say(f"  agents: {len(found)} of {len(let_in)}, ms until theirs: {spread(waits)}, mean {statistics.mean(waits):.0f}")
     # Who lost an agent on its way has a later one, and has overtaken nobody.
     in_order = sorted((record for record in found if record[5] == "1"), key=lambda record: int(record[1]))

@@ -4,7 +4,8 @@ Usage: python -m tests.benchmarks.simulate   (make simulate) writes docs/pool.md
 
 A discrete-event simulation with a seed. The rules are the product's own: demand.py sets the target, placement.py
 gives each host its place, pool.py the bounds. What Redis does in Lua, the events do here. The time of a start is drawn
-around START_SECONDS, a refill comes HOP_SECONDS after a caller and then each ``refill_look`` while agents are missing.
+around START_SECONDS, a refill comes HOP_SECONDS after a caller who has to wait, then each ``refill_look`` while agents
+are missing, and with each tick.
 """
 
 import heapq
@@ -31,7 +32,7 @@ START_SECONDS = 0.25
 SCATTER = 0.35
 """Of a start's logarithm: one in twenty takes nearly twice as long."""
 HOP_SECONDS = 0.03
-"""From a caller to the refill that follows: a Celery hop."""
+"""From a caller who has to wait to the refill that follows: a Celery hop."""
 CALL_SECONDS = 120.0
 CAPACITY, CORES = 50, 4
 SIZE, LARGEST = 3, 16
@@ -162,11 +163,11 @@ class Simulation:
         host = self.fleet.least_loaded()
         if host is None:
             self.line.append(at)
+            self._refill_soon(at + HOP_SECONDS)
         else:
             self.warm -= 1
             self.fleet.change(host, warm=-1)
             self._talk(at, at, host)
-        self._refill_soon(at + HOP_SECONDS)
 
     def _talk(self, came_at: float, at: float, host: int) -> None:
         self.seen.waits.append(at - came_at)

@@ -49,6 +49,8 @@ class CallInChaos:
     answered: str = ""
     """``assigned`` or ``waiting``, as the start was answered; '' while it was not."""
     caller: Participant | None = None
+    is_over: bool = False
+    """Whether its caller has ended it."""
     first_sound_at: float = FAILED
     """On the clock of time.monotonic(), as all times here."""
     refusals: list[tuple[float, int, bool]] = field(default_factory=list)

@@ -11,7 +11,7 @@ import httpx2 as httpx
 
 from backend.common import keys
 from tests.chaos import census
-from tests.chaos.calls import FAILED, REQUEST_SECONDS, CallInChaos
+from tests.chaos.calls import FAILED, PAUSE_SECONDS, REQUEST_SECONDS, CallInChaos
 from tests.chaos.parts import FROZEN_SECONDS, ChaosHouse, hit
 from tests.waiting import wait_until_async
 
@@ -19,6 +19,8 @@ BURST = 5
 """More than are warm: two are being claimed when it happens, three wait."""
 HEARD_SECONDS = 60.0
 """How long anybody may have to wait for an agent after the fault."""
+DRAINING_SECONDS = 15.0
+"""How long callers go on talking after a launcher was told to stop; less than DRAIN_TIMEOUT."""
 CENSUS_SECONDS = 30.0
 """When what is left is counted, from the fault or from its end on."""
 SETTLED_SECONDS = 20.0
@@ -123,6 +125,8 @@ class Cell:
         coming = [asyncio.create_task(call.hear(within=HEARD_SECONDS)) for call in self._of(*ON_THEIR_WAY)]
         new = asyncio.create_task(self._start_anew())
         await striking
+        if self._drains:
+            await self._let_callers_finish()
         if self._part == "host" and self._number is not signal.SIGSTOP:
             await asyncio.to_thread(self._house.crash)
         await asyncio.gather(*under_way, *coming, new)
@@ -148,15 +152,17 @@ class Cell:
         redis.close()
         return [int(pid) for pid in pids if pid]
 
+    async def _let_callers_finish(self) -> None:
+        """Look, and end every call: a launcher that drains goes when they are over, and the next one takes others."""
+        await asyncio.sleep(DRAINING_SECONDS)  # this is the fault, not a wait for something
+        await self._look_at_live()
+        await self._end_calls([call for call in self._calls if call.first_sound_at > 0])
+
     async def _look(self) -> None:
-        """See who is heard."""
-        result, live, others = self.result, self._of("live"), self._of("starting", *ON_THEIR_WAY)
-        if self._number is signal.SIGSTOP and self._part in ("agent", "host", "livekit"):
-            await self._wait_for(live)
-        result.live, result.live_lost = len(live), sum(not call.is_heard for call in live)
-        silences = [call.silences(self._hit_at) for call in live]
-        result.silences = [{at: round(length, 1) for at, length in one.items() if length > 1} for one in silences]
-        result.silence = max(max(one.values(), default=0.0) for one in silences)
+        """See who is heard, and who was refused."""
+        if not self._drains:
+            await self._look_at_live()
+        result, others = self.result, self._of("starting", *ON_THEIR_WAY)
         result.others, result.others_lost = len(others), sum(call.first_sound_at < 0 for call in others)
         refusals = [refusal for call in self._calls for refusal in call.refusals]
         result.slowest_refusal = max((seconds for seconds, _, _ in refusals), default=0.0)
@@ -166,13 +172,43 @@ class Cell:
             result.broken.append(f"starts without Redis: {refusals}")
         result.doubles = await asyncio.to_thread(census.doubles, self._house, self._calls)
 
+    async def _look_at_live(self) -> None:
+        result, live = self.result, self._of("live")
+        if self._number is signal.SIGSTOP and self._part in ("agent", "host", "livekit"):
+            await self._wait_for(live)
+        result.live, result.live_lost = len(live), sum(not call.is_heard for call in live)
+        silences = [call.silences(self._hit_at) for call in live]
+        result.silences = [{at: round(length, 1) for at, length in one.items() if length > 1} for one in silences]
+        result.silence = max(max(one.values(), default=0.0) for one in silences)
+
     async def _wait_for(self, live: list[CallInChaos]) -> None:
         with contextlib.suppress(TimeoutError):
             await wait_until_async(lambda: all(call.is_heard for call in live), timeout=HEARD_SECONDS / 2)
 
+    async def _wait_for_answers(self) -> None:
+        """Wait until the API is there again: callers may all be heard before it is."""
+        until = time.monotonic() + HEARD_SECONDS
+        while time.monotonic() < until:
+            with contextlib.suppress(httpx.HTTPError):
+                await self._api.get("/health")
+                return
+            await asyncio.sleep(PAUSE_SECONDS)
+
     async def _end(self) -> None:
-        """End all of them, and see whether each is billed for what its caller heard."""
-        for call in self._calls:
+        """End all that are left, and see why those ended that were lost."""
+        await self._end_calls([call for call in self._calls if not call.is_over])
+        records = [await call.show() for call in self._of("live") if call.session_id]
+        lost_to = {record.get("endedBy") for record in records if record.get("endReason") != "client_end"}
+        # Whose own client gave up a LiveKit server that hung, has left.
+        may_have_left = {"caller"} if self._takes_livekit and self._number is signal.SIGSTOP else set()
+        if not lost_to <= {"platform"} | may_have_left:
+            self.result.broken.append(f"calls that were lost ended by {lost_to}")
+
+    async def _end_calls(self, calls: Iterable[CallInChaos]) -> None:
+        """End them, and see whether each is billed for what its caller heard."""
+        await self._wait_for_answers()
+        for call in calls:
+            call.is_over = True
             if not call.session_id:
                 continue
             record = await call.show()
@@ -185,12 +221,6 @@ class Cell:
                 # Rounded down to a whole second: up to one less is right.
                 off = min(0.0, off + 1) if off < 0 else off
                 self.result.bill_off = max(self.result.bill_off, off, key=abs)
-        records = [await call.show() for call in self._of("live") if call.session_id]
-        lost_to = {record.get("endedBy") for record in records if record.get("endReason") != "client_end"}
-        # Whose own client gave up a LiveKit server that hung, has left.
-        may_have_left = {"caller"} if self._takes_livekit and self._number is signal.SIGSTOP else set()
-        if not lost_to <= {"platform"} | may_have_left:
-            self.result.broken.append(f"calls that were lost ended by {lost_to}")
 
     async def _count(self) -> None:
         outage = FROZEN_SECONDS if self._number is signal.SIGSTOP else 0.0
@@ -221,6 +251,10 @@ class Cell:
             "no new call could be started": result.new_start < 0,
         }
         result.broken += [what for what, is_broken in kept.items() if is_broken]
+
+    @property
+    def _drains(self) -> bool:
+        return self._part in ("launcher", "programs") and self._number is signal.SIGTERM
 
     @property
     def _takes_livekit(self) -> bool:

@@ -94,6 +94,13 @@ async def test_a_start_with_the_same_key_and_body_is_the_same_session(api: Runni
     assert valkey.client.zrange(keys.POOL_READY, 0, -1) in (["a"], ["b"])  # the second agent was not taken
 
 
+async def test_a_repeated_start_has_its_room_also_when_the_first_one_died_before_it_was_made(api: RunningApi) -> None:
+    session_id = await api.started(key="k")
+    await api.house.rooms.delete(session_id)
+    assert (await api.start(key="k")).body["sessionId"] == session_id
+    assert session_id in [room.name for room in await api.house.rooms.list_ours()]
+
+
 async def test_fifty_equal_starts_at_once_are_one_session(make_settings: MakeSettings, valkey: Valkey) -> None:
     async with running_api(make_settings(deployment_id="fifty")) as api:
         for name in "abc":

@@ -119,6 +119,27 @@ async def test_a_caller_who_leaves_for_good_ends_the_call(livekit: LiveKitServer
         assert await livekit.identities(call.room) == set()
 
 
+@pytest.mark.parametrize("bot", ["voice", "tone"])
+async def test_an_agent_that_was_waited_for_publishes_when_its_caller_is_there(
+    livekit: LiveKitServer, bot: str
+) -> None:
+    async with a_call(livekit, was_awaited=True, agent_bot=bot) as call:
+
+        async def is_in() -> bool:
+            return await livekit.people(call.room) == {AGENT_IDENTITY: 0}
+
+        await wait_until_async(is_in, what="the agent is in the room")
+        await asyncio.sleep(0.5)  # as long as it would take it to publish
+        assert await is_in()
+        caller = await call.caller_joins(with_microphone=False)
+        await caller.sound()
+
+
+async def test_an_agent_that_was_waited_for_goes_when_nobody_comes(livekit: LiveKitServer) -> None:
+    async with a_call(livekit, was_awaited=True, nobody_came_seconds=1.0) as call:
+        assert await call.reason(within=3) is EndReason.NOBODY_CAME
+
+
 async def test_a_call_to_which_nobody_comes_ends_and_never_began(livekit: LiveKitServer) -> None:
     async with a_call(livekit, nobody_came_seconds=1.0) as call:
         assert await call.reason(within=3) is EndReason.NOBODY_CAME

@@ -296,6 +296,15 @@ def test_a_task_that_fails_does_not_stop_the_worker(deployment: Deployment, valk
     valkey.client.delete(keys.SETTLE_DUE)
 
 
+def test_a_tick_sweeps_although_another_part_of_it_fails(deployment: Deployment, valkey: Valkey) -> None:
+    deployment.start_worker()
+    valkey.client.set(keys.SETTLE_DUE, "not a sorted set", ex=60)
+    deployment.send("greenroom.tick")
+    wait_for_sweep(valkey)
+    wait_until(lambda: "given up" in deployment.said(), what="the fault is logged")
+    valkey.client.delete(keys.SETTLE_DUE)
+
+
 # -- beat
 
 

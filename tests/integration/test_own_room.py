@@ -39,16 +39,9 @@ def talker() -> FakeBot:
     return bot
 
 
-async def people(livekit: LiveKitServer, room: str) -> dict[str, int]:
-    """Who is in the room, and how many tracks each publishes."""
-    async with livekit.api() as service:
-        answer = await service.room.list_participants(api.ListParticipantsRequest(room=room))
-    return {person.identity: len(person.tracks) for person in answer.participants}
-
-
 async def is_gone(livekit: LiveKitServer, room: str) -> None:
     async def nobody() -> bool:
-        return AGENT_IDENTITY not in await people(livekit, room)
+        return AGENT_IDENTITY not in await livekit.people(room)
 
     await wait_until_async(nobody, what="the agent has left the room")
 
@@ -59,7 +52,7 @@ async def test_a_warm_agent_is_in_its_room_and_publishes_nothing(
     room = await livekit.create_room()
     async with living(settings, talker, OwnRoom(room, livekit.agent_token(room))):
         await is_warm(desk)
-        assert await people(livekit, room) == {AGENT_IDENTITY: 0}
+        assert await livekit.people(room) == {AGENT_IDENTITY: 0}
 
 
 async def test_the_room_of_the_agent_is_the_session_and_the_bot_finds_it_joined(
@@ -68,6 +61,7 @@ async def test_the_room_of_the_agent_is_the_session_and_the_bot_finds_it_joined(
     async def look(_: Link) -> EndReason:
         assert bot.briefing
         assert bot.briefing.joined
+        assert not bot.briefing.was_awaited
         return EndReason.GOODBYE if bot.briefing.joined.isconnected() else EndReason.AGENT_FAULT
 
     bot = FakeBot(says=look)
@@ -89,6 +83,7 @@ async def test_an_agent_that_serves_who_waits_leaves_its_own_room(
         await wait_until_async(talker.is_running.is_set, what="the bot runs")
         assert talker.briefing
         assert (talker.briefing.session_id, talker.briefing.joined) == ("s", None)
+        assert talker.briefing.was_awaited
         await is_gone(livekit, room)
 
 
