@@ -37,7 +37,7 @@ class Placed:
     def take(self, answer: dict[str, Any]) -> None:
         """Note what the caller told."""
         stage = answer["stage"]
-        if stage == "lost":
+        if stage == "lost" and not self.over.done():
             self.why_lost = answer["why"]
         if stage == "gap":
             self.gaps.append(answer)
