@@ -3,8 +3,8 @@
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, nullcontext
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
@@ -22,10 +22,11 @@ Reply = TypeVar("Reply")
 
 BROKEN = (aiohttp.ClientError, OSError, DecodeError)
 """What a connection fails with; the last one is the answer of what is no LiveKit server."""
-_OPEN: AbstractAsyncContextManager[None] = nullcontext()
 
 CALL_SECONDS = 2.5
 """All tries together: less than the 3 s in which a start is answered. A server that is well answers in 2-4 ms."""
+BUSY_SECONDS = 10.0
+"""The same for a room while the server goes on making others: it is busy, and a caller rather waits than is refused."""
 AGAIN_SECONDS = 1.1
 """After so long without an answer a second request is sent, and the first one still counts: a server that is only
 busy would have to do the work of a request that is given up twice."""
@@ -50,6 +51,28 @@ class RoomInfo:
     created_at_seconds: int
 
 
+class _Patience:
+    """How long rooms are waited for: until the server has made none for ``CALL_SECONDS``, ``BUSY_SECONDS`` at most."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[asyncio.Timeout, float] = {}
+        """When each is given up at the latest, by the loop's clock."""
+
+    @asynccontextmanager
+    async def one(self) -> AsyncIterator[None]:
+        """Wait for one of them. Raises: TimeoutError"""
+        now = asyncio.get_running_loop().time
+        async with asyncio.timeout(CALL_SECONDS) as bound:
+            self._waiting[bound] = now() + BUSY_SECONDS
+            try:
+                yield
+            finally:
+                del self._waiting[bound]
+        for other, latest in self._waiting.items():
+            if not other.expired():
+                other.reschedule(min(latest, now() + CALL_SECONDS))
+
+
 class Rooms:
     """The LiveKit server of this deployment. Make it inside a running loop; ``close`` it there."""
 
@@ -61,7 +84,7 @@ class Rooms:
         self.on_made: Callable[[float], None] = lambda _seconds: None
         """Is told how long each room took."""
         self._service = api.LiveKitAPI(settings.livekit_url, self._key, self._secret)
-        self._making = asyncio.Semaphore(MADE_AT_ONCE)
+        self._making, self._patience = asyncio.Semaphore(MADE_AT_ONCE), _Patience()
         self._webhooks = api.WebhookReceiver(api.TokenVerifier(self._key, self._secret))
 
     async def close(self) -> None:
@@ -102,7 +125,7 @@ class Rooms:
             metadata=self._metadata,
         )
         before = time.perf_counter()
-        await self._ask(lambda: self._service.room.create_room(request), gate=self._making)
+        await self._ask(lambda: self._service.room.create_room(request), bound=self._turn())
         self.on_made(time.perf_counter() - before)
 
     async def delete(self, session_id: str) -> None:
@@ -140,12 +163,18 @@ class Rooms:
     def _token(self, identity: str, grants: api.VideoGrants) -> api.AccessToken:
         return api.AccessToken(self._key, self._secret).with_identity(identity).with_grants(grants)
 
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """Wait for one's turn to make a room, and bound all of it."""
+        async with self._patience.one(), self._making:
+            yield
+
     async def _ask(
-        self, call: Callable[[], Awaitable[Reply]], *, gate: AbstractAsyncContextManager[None] = _OPEN
+        self, call: Callable[[], Awaitable[Reply]], *, bound: AbstractAsyncContextManager[object] | None = None
     ) -> Reply:
         try:
             # The library's own timeout= does nothing (1.2.2), so the bound is here.
-            async with asyncio.timeout(CALL_SECONDS), gate:
+            async with bound or asyncio.timeout(CALL_SECONDS):
                 return await _insist(call)
         except (TimeoutError, api.ServerError, *BROKEN) as error:
             if isinstance(error, api.ServerError) and error.status < 500:

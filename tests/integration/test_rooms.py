@@ -17,6 +17,8 @@ from backend.orchestrator.errors import UnavailableError
 from backend.orchestrator.house import House
 from backend.orchestrator.rooms import (
     AGAIN_SECONDS,
+    BUSY_SECONDS,
+    CALL_SECONDS,
     DEPARTURE_TIMEOUT_SECONDS,
     EMPTY_TIMEOUT_SECONDS,
     MADE_AT_ONCE,
@@ -183,6 +185,46 @@ async def test_a_burst_of_rooms_is_asked_for_a_few_at_a_time_and_each_once(make_
         finally:
             await rooms.close()
     assert (most, asked) == (MADE_AT_ONCE, 60)
+
+
+async def test_a_busy_server_is_waited_for_as_long_as_it_goes_on_making_rooms(make_settings: MakeSettings) -> None:
+    """A server with one core, which takes 60 ms for a room: the last one comes after more than one call may take."""
+    core = asyncio.Lock()
+
+    async def make(_: web.Request) -> web.Response:
+        async with core:
+            await asyncio.sleep(0.06)
+        return web.Response(body=livekit_api.Room().SerializeToString(), content_type="application/protobuf")
+
+    async with serving(make) as url:
+        rooms = Rooms(make_settings(livekit_url=url))
+        began = time.monotonic()
+        try:
+            await asyncio.gather(*(rooms.create(f"{ROOM}{number}") for number in range(60)))
+        finally:
+            await rooms.close()
+    assert time.monotonic() - began > CALL_SECONDS
+
+
+async def test_a_busy_server_that_stops_making_rooms_is_given_up(make_settings: MakeSettings) -> None:
+    made = 0
+
+    async def make(_: web.Request) -> web.Response:
+        nonlocal made
+        made += 1
+        await asyncio.sleep(0.1 if made <= MADE_AT_ONCE else 60)
+        return web.Response(body=livekit_api.Room().SerializeToString(), content_type="application/protobuf")
+
+    async with serving(make) as url:
+        rooms = Rooms(make_settings(livekit_url=url))
+        began = time.monotonic()
+        try:
+            tried = (rooms.create(f"{ROOM}{number}") for number in range(MADE_AT_ONCE + 4))
+            given_up = await asyncio.gather(*tried, return_exceptions=True)
+        finally:
+            await rooms.close()
+    assert [type(one) for one in given_up if one] == [UnavailableError] * 4
+    assert time.monotonic() - began < BUSY_SECONDS / 2
 
 
 async def test_an_answer_that_comes_late_counts_and_is_not_waited_for_twice(make_settings: MakeSettings) -> None:
