@@ -1,4 +1,4 @@
-"""Programs that are killed or frozen while somebody talks: the call goes on, and ends by its deadline."""
+"""Every way in which an agent can die in a call, and programs that are killed or frozen: the caller talks on."""
 
 import asyncio
 import json
@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import httpx2 as httpx
@@ -14,13 +15,21 @@ import pytest
 
 from backend.agent.process import LATE_SECONDS, start_time
 from backend.agent.redis_link import GOODBYE_SLACK_SECONDS
+from backend.common.contract import AGENT_IDENTITY
 from tests.acceptance.house import House
 from tests.chaos.calls import LightEar
 from tests.fakes.fake_caller import FakeCaller
+from tests.fakes.fake_wrecks import WRECKS
 from tests.livekit_server import find_binary
 from tests.waiting import wait_until_async
 
 START = "/orchestrator/session/start"
+BACK = "Sorry, I am another one."
+SIGNALS = {number.name: number for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP)}
+BACK_SECONDS = 30.0
+"""For nine successors at once, most of them not started yet, on as few cores as there are."""
+BILL_SECONDS = 4.0
+"""A successor is heard so long at most after its caller could hear it, which is billed."""
 
 
 @dataclass
@@ -53,7 +62,7 @@ def wrecked() -> Iterator[House]:
 
 async def a_talk(house: House, **wish: Any) -> Talk:
     """Start a call and wait until the agent was heard."""
-    body = {"userName": "ada", "openingLine": "Hello there.", **wish}
+    body = {"userName": "ada", "openingLine": "Hello there.", "failoverLine": BACK, **wish}
     started = await asyncio.to_thread(house.post, START, body)
     caller = FakeCaller()
     caller.ear = LightEar()
@@ -71,6 +80,9 @@ def _live(house: House, path: str) -> dict[str, Any] | None:
 
 def wreck(house: House, talk: Talk, death: str) -> None:
     """Let its agent die of this."""
+    if death in SIGNALS:
+        os.kill(talk.pid, SIGNALS[death])
+        return
     (house.run_dir / f"{talk.session_id}.wreck").write_text(death)
     os.kill(talk.pid, signal.SIGUSR1)
 
@@ -90,6 +102,35 @@ async def gone_at(pid: int, *, timeout: float) -> float:  # noqa: ASYNC109  # se
     """Wait for the end of a process; returns when it was, in Unix seconds."""
     await wait_until_async(lambda: start_time(pid) is None, timeout=timeout, what=f"{pid} is gone")
     return time.time()
+
+
+async def back_at(talk: Talk, died_at: float) -> float:
+    """Wait for the words of the successor; returns when they began to be heard."""
+    await talk.caller.shown(BACK, speaker=AGENT_IDENTITY, timeout=BACK_SECONDS)
+    return next(heard.began for heard in talk.caller.ear.utterances if heard.began > died_at)
+
+
+async def test_whatever_an_agent_dies_of_another_one_goes_on_with_the_call(wrecked: House) -> None:
+    talks = {death: await a_talk(wrecked) for death in (*SIGNALS, *WRECKS)}
+    deadlines = {death: deadline(wrecked, talk.session["agentId"]) for death, talk in talks.items()}
+    died_at = time.monotonic()
+    for death, talk in talks.items():
+        wreck(wrecked, talk, death)
+    heard_at = await asyncio.gather(*(back_at(talk, died_at) for talk in talks.values()))
+    for (death, talk), back in zip(talks.items(), heard_at, strict=True):
+        now = await asyncio.to_thread(wrecked.get, f"/orchestrator/session/{talk.session_id}")
+        assert (now["generation"], now["status"]) == (2, "live"), death
+        assert now["startedAt"] == talk.session["startedAt"], death
+        assert abs(deadline(wrecked, now["agentId"]) - deadlines[death]) < 0.5, death
+        assert not talk.caller.is_out.is_set(), death
+        await gone_at(talk.pid, timeout=5)
+        end = await asyncio.to_thread(wrecked.post, "/api/session/end", {"sessionId": talk.session_id})
+        lasted = time.time() - datetime.fromisoformat(now["startedAt"]).timestamp()
+        if death != "get_stuck":  # its heart beats on, so nobody knows when it fell silent
+            assert end["details"]["durationSeconds"] <= lasted - (back - died_at) + BILL_SECONDS, death
+        await talk.caller.leave()
+    assert "block_the_loop" in wrecked.log_of(talks["block_the_loop"].session_id), "its stack is in its log"
+    assert "stuck" in wrecked.log_of(talks["get_stuck"].session_id)
 
 
 async def test_calls_go_on_while_the_launcher_worker_and_beat_are_killed_and_redis_is_frozen(wrecked: House) -> None:
