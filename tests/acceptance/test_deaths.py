@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import Any
 
 import httpx2 as httpx
+import psutil
 import pytest
 
 from backend.agent.process import LATE_SECONDS, start_time
@@ -25,6 +26,7 @@ from tests.waiting import wait_until_async
 
 START = "/orchestrator/session/start"
 BACK = "Sorry, I am another one."
+LONG = "One, two, three, four, five, six, seven, eight, nine, ten, and so on, " * 6
 SIGNALS = {number.name: number for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP)}
 BACK_SECONDS = 30.0
 """For nine successors at once, most of them not started yet, on as few cores as there are."""
@@ -104,6 +106,11 @@ async def gone_at(pid: int, *, timeout: float) -> float:  # noqa: ASYNC109  # se
     return time.time()
 
 
+def has_ended(pid: int) -> bool:
+    """Whether it runs no more; its parent may not have waited for it yet."""
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
 async def back_at(talk: Talk, died_at: float) -> float:
     """Wait for the words of the successor; returns when they began to be heard."""
     await talk.caller.shown(BACK, speaker=AGENT_IDENTITY, timeout=BACK_SECONDS)
@@ -131,6 +138,29 @@ async def test_whatever_an_agent_dies_of_another_one_goes_on_with_the_call(wreck
         await talk.caller.leave()
     assert "block_the_loop" in wrecked.log_of(talks["block_the_loop"].session_id), "its stack is in its log"
     assert "stuck" in wrecked.log_of(talks["get_stuck"].session_id)
+
+
+async def test_a_frozen_agent_that_comes_back_after_its_successor_is_not_heard_and_goes(wrecked: House) -> None:
+    """With its launcher frozen too, which would have killed it: it finds out by itself."""
+    talk = await a_talk(wrecked, openingLine=LONG)
+    await wait_until_async(lambda: asyncio.to_thread(wrecked.is_warm), timeout=30, what="a successor is warm")
+    launcher, frozen_at = programs(wrecked)["launcher"], time.monotonic()
+    for pid in (launcher, talk.pid):
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        await back_at(talk, frozen_at)
+        await talk.caller.silence(since=time.monotonic(), seconds=1.5)
+        thawed_at = time.monotonic()
+        os.kill(talk.pid, signal.SIGCONT)
+        await wait_until_async(lambda: has_ended(talk.pid), timeout=25, what="the stale agent has gone")
+        assert await talk.caller.silence(since=thawed_at, seconds=3) == thawed_at
+    finally:
+        os.kill(launcher, signal.SIGCONT)
+    now = await asyncio.to_thread(wrecked.get, f"/orchestrator/session/{talk.session_id}")
+    assert (now["generation"], now["status"]) == (2, "live")
+    assert not talk.caller.is_out.is_set()
+    await asyncio.to_thread(wrecked.post, "/api/session/end", {"sessionId": talk.session_id})
+    await talk.caller.leave()
 
 
 async def test_calls_go_on_while_the_launcher_worker_and_beat_are_killed_and_redis_is_frozen(wrecked: House) -> None:
