@@ -18,6 +18,10 @@ RATE = 48_000
 TONE_HZ, TONE_LEVEL = 440, 0.3
 FRAME_SAMPLES = RATE // 10
 """A whole number of periods. Each frame is a round trip into the native library: 20 ms ones cost twice as much."""
+FRAME = array(
+    "h",
+    (round(TONE_LEVEL * 32_767 * math.sin(2 * math.pi * TONE_HZ * sample / RATE)) for sample in range(FRAME_SAMPLES)),
+).tobytes()
 QUEUE_MS = 100
 LOOK_SECONDS = 0.1
 
@@ -69,10 +73,8 @@ class Tone:
         await self._play(source)
 
     async def _play(self, source: rtc.AudioSource) -> None:
-        angles = (2 * math.pi * TONE_HZ * sample / RATE for sample in range(FRAME_SAMPLES))
-        frame = array("h", (round(TONE_LEVEL * 32_767 * math.sin(angle)) for angle in angles)).tobytes()
         while True:
-            await source.capture_frame(rtc.AudioFrame(frame, RATE, 1, FRAME_SAMPLES))
+            await source.capture_frame(rtc.AudioFrame(FRAME, RATE, 1, FRAME_SAMPLES))
 
     async def _begin(self, publication: rtc.LocalTrackPublication) -> None:
         await publication.wait_for_subscription()
