@@ -34,6 +34,10 @@ class LoneLink:
         """Yes."""
         return True
 
+    async def caller_came(self) -> bool:
+        """Nobody can know."""
+        return False
+
     async def begin(self) -> float | None:
         """All of the time is left."""
         return self._longest_seconds

@@ -45,7 +45,7 @@ class Briefing:
     """'' means: the bot's default."""
     longest_seconds: float
     was_awaited: bool = False
-    """True where the session stood in the line: its caller is in the room by now, or may never come."""
+    """True where the session stood in the line: its caller is in the room by now, on the way, or gone."""
     has_begun: bool = False
     """True for a successor: the caller was already talking when the last agent was lost."""
     history: tuple[Turn, ...] = ()
@@ -76,6 +76,9 @@ class Link(Protocol):
 
     async def confirm(self) -> bool:
         """Ask for leave to speak: once after joining the room, again after every reconnect. False: leave and return."""
+
+    async def caller_came(self) -> bool:
+        """Whether LiveKit said that the caller is in the room; False also where nobody can know. Never raises."""
 
     async def begin(self) -> float | None:
         """The caller can hear: start billed time. Returns seconds until the deadline; None: the session is not ours."""

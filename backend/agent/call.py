@@ -1,8 +1,9 @@
 """One session, from joining its room to the reason why it ended.
 
-Order: join and confirm while the pipeline is built, then publish and connect the vendors at once,
-with the opening line already on its way; it is heard when the caller's client has subscribed, and
-then billed time begins. Whatever ends a call goes through ``Call._end``; the first time counts.
+Order: join and confirm while the pipeline is built, then publish and connect the vendors at once (an
+agent that was waited for: when its caller is there), with the opening line already on its way; it is
+heard when the caller's client has subscribed, and then billed time begins. Whatever ends a call goes
+through ``Call._end``; the first time counts.
 """
 
 import asyncio
@@ -103,8 +104,10 @@ class Call:
         if not await entering:
             return
         self._start(self._look(pipeline))
+        self._room.on("reconnecting", lambda: transport.silence(True))
+        self._room.on("reconnected", lambda: self._start(self._speak_again(transport)))
         if self._briefing.was_awaited:  # vendors cost money and a track a part of a core: not for who gave up waiting
-            await self._room.occupied(self._is_caller)
+            await self._room.occupied(self._is_caller, self._link.caller_came)
         await self._talk(voice, transport, pipeline)
 
     async def _enter(self) -> bool:
@@ -153,8 +156,6 @@ class Call:
         self._is_built.set()
         if self._trace.is_on:
             pipeline.watch(TurnTrace(self._trace, hear=voice.hear, think=voice.think, speak=voice.speak))
-        self._room.on("reconnecting", lambda: transport.silence(True))
-        self._room.on("reconnected", lambda: self._start(self._speak_again(transport)))
         for work in (self._chat.deliver(), self._be_heard(voice, transport)):
             self._start(work)
         if voice.first_words:

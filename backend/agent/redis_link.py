@@ -93,6 +93,13 @@ class RedisLink:
                 await asyncio.sleep(RETRY_SECONDS)
         return False
 
+    async def caller_came(self) -> bool:
+        """Look what LiveKit's webhooks said."""
+        try:
+            return "joined" in await self._client.hvals(keys.session_callers(self._held().session_id))
+        except RedisError:
+            return False
+
     async def begin(self) -> float | None:
         """Start billed time; without Redis the call goes on, and the start is told when it answers."""
         try:

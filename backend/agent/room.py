@@ -5,9 +5,10 @@ tests/unit/test_pipecat_names.py, so that an upgrade fails there and not in a ca
 """
 
 import asyncio
+import contextlib
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from livekit import rtc
 from livekit.rtc._proto.track_pb2 import AudioTrackFeature
@@ -20,6 +21,7 @@ CONNECT_SECONDS = 10.0
 NOT_YET_SECONDS = 5.0
 """How long a room may be missing: the API makes it after the claim, before it answers."""
 ASK_AGAIN_SECONDS = 0.1
+CAME_SECONDS = 0.3
 LEAVE_SECONDS = 1.0
 """Leaving takes 0.15 s at most; a server that does not answer must not hold the process."""
 HEARING_RATE = 16_000
@@ -75,8 +77,11 @@ class Room(rtc.Room):
             raise RoomNotJoinedError("no answer")
         joining.result()
 
-    async def occupied(self, is_wanted: Callable[[str], bool]) -> None:
-        """Wait until somebody whose identity is wanted is in the room, which is joined."""
+    async def occupied(self, is_wanted: Callable[[str], bool], has_come: Callable[[], Awaitable[bool]]) -> None:
+        """Wait until somebody whose identity is wanted is in the room, which is joined.
+
+        ``has_come`` is asked too: of who publishes nothing we are told up to 3 s late.
+        """
         came = asyncio.Event()
 
         def look(*_: rtc.RemoteParticipant) -> None:
@@ -86,7 +91,9 @@ class Room(rtc.Room):
         self.on("participant_connected", look)
         try:
             look()
-            await came.wait()
+            while not came.is_set() and not await has_come():
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(came.wait(), CAME_SECONDS)
         finally:
             self.off("participant_connected", look)
 

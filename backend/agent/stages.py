@@ -12,7 +12,8 @@ class Stage(StrEnum):
     BUILT = "built"
     """Its pipeline is there."""
     CONNECTED = "connected"
-    """Its vendors are connected, as far as the pipeline waits for them."""
+    """Its vendors are connected, as far as the pipeline waits for them; after a wait in the line not before its
+    caller is in the room."""
     FIRST_SOUND = "first_sound"
     """The opening line is heard."""
 

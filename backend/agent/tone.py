@@ -1,4 +1,4 @@
-"""A bot that plays a tone from the first moment on: for measuring everything but the voice."""
+"""A bot that plays a tone, as soon as it may: for measuring everything but the voice."""
 
 import asyncio
 import math
@@ -64,7 +64,7 @@ class Tone:
 
     async def _sound(self) -> None:
         if self._briefing.was_awaited:  # a track costs a part of a core: not for who gave up waiting
-            await self._room.occupied(_is_caller)
+            await self._room.occupied(_is_caller, self._link.caller_came)
         source = rtc.AudioSource(RATE, 1, queue_size_ms=QUEUE_MS)
         track = rtc.LocalAudioTrack.create_audio_track("tone", source)
         options = rtc.TrackPublishOptions(source=rtc.TrackSource.SOURCE_MICROPHONE)

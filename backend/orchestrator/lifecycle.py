@@ -6,8 +6,9 @@ ends it (backend/agent/standby.py). Losing an agent is no case of its own: its s
 
 import asyncio
 import json
+import random
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from loguru import logger
 
@@ -42,6 +43,7 @@ from backend.orchestrator.errors import (
 )
 from backend.orchestrator.house import House
 from backend.orchestrator.schemas import StartRequest
+from backend.orchestrator.session import Started
 
 ARRIVAL_SECONDS = 1.0
 """Not longer than a command waits for Redis: what is answered with 503 must not be allowed to happen later."""
@@ -50,16 +52,8 @@ ARRIVAL_MARGIN_MS = 250
 SWEEP_STEP, SETTLE_STEP = 25, 100
 ROOM_KEPT_MS = 10_000
 """How long a room outlives its session for the agent's goodbye, when no exit is reported."""
+ON_THEIR_WAY = (SessionState.WAITING, SessionState.ASSIGNED)
 LIVEKIT_EVENTS = ("participant_joined", "participant_left", "room_finished")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Started:
-    """A session and its caller's way in; the token is None once the session ended."""
-
-    session_id: str
-    state: SessionState
-    token: str | None
 
 
 # -- start -------------------------------------------------------------------------------------
@@ -151,10 +145,12 @@ async def _arrive(house: House, start: Start) -> Arrival:
 
 async def _repeat(house: House, session_id: str) -> Started:
     record = await house.store.session(session_id)
+    if record["state"] in ON_THEIR_WAY:  # the first request may have died before it made the room,
+        await house.rooms.create(session_id)
+        record = await house.store.session(session_id)  # or has given up by now, and ended the session
     state = SessionState(record["state"])
     if state is SessionState.ENDED:
         return Started(session_id=session_id, state=state, token=None)
-    await house.rooms.create(session_id)  # the first request may have died between the claim and this
     token = house.rooms.caller_token(session_id, record["caller_identity"], record["user_name"])
     return Started(session_id=session_id, state=state, token=token)
 
@@ -263,12 +259,14 @@ async def settle(house: House) -> int:
 
     The account is the session's record, kept 7 days.
     """
-    settled = 0
-    for session_id in await house.store.unsettled(SETTLE_STEP):
+    settled, due = 0, await house.store.unsettled(SETTLE_STEP)
+    random.shuffle(due)  # one whose room cannot be deleted keeps the others from nothing for long
+    for session_id in due:
         try:
             settled += await _settle_one(house, session_id)
         except UnavailableError:
             logger.warning("a room could not be deleted yet", session_id=session_id)
+            break  # LiveKit does not answer: the others are not to be waited for as well
     return settled
 
 

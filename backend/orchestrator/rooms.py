@@ -24,9 +24,10 @@ BROKEN = (aiohttp.ClientError, OSError, DecodeError)
 """What a connection fails with; the last one is the answer of what is no LiveKit server."""
 
 CALL_SECONDS = 2.5
-"""All tries together: less than the 3 s in which a start is answered. A server that is well answers in 2-4 ms."""
-BUSY_SECONDS = 10.0
-"""The same for a room while the server goes on making others: it is busy, and a caller rather waits than is refused."""
+"""All tries together, where nothing is answered. A server that is well answers in 2-4 ms."""
+BUSY_SECONDS = 6.0
+"""The same for a room while the server goes on making others: it is busy, and a caller rather waits than is refused.
+With a start's turn and its second for Redis less than the 10 s after which clients give up."""
 AGAIN_SECONDS = 1.1
 """After so long without an answer a second request is sent, and the first one still counts: a server that is only
 busy would have to do the work of a request that is given up twice."""

@@ -6,9 +6,19 @@ import math
 import re
 import secrets
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from backend.common.contract import SessionState
+
+
+@dataclass(frozen=True, kw_only=True)
+class Started:
+    """A session and its caller's way in; the token is None once the session ended."""
+
+    session_id: str
+    state: SessionState
+    token: str | None
 
 
 def new_session_id(now_ms: int) -> str:

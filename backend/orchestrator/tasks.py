@@ -1,13 +1,11 @@
 """The Celery tasks: each enters a use case through the one event loop of its process."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
 from celery.signals import worker_process_shutdown, worker_shutdown
 from loguru import logger
-from redis.exceptions import RedisError
 
 from backend.common import tracing
 from backend.common.contract import Agent, Ask
@@ -16,15 +14,13 @@ from backend.common.launcher_socket import LauncherError, ask
 from backend.common.stalls import StallMonitor
 from backend.orchestrator import lifecycle, supply, upkeep
 from backend.orchestrator.celery_app import app, settings
-from backend.orchestrator.errors import GreenroomError, UnavailableError
+from backend.orchestrator.errors import UnavailableError
 from backend.orchestrator.house import House, open_house
-
-Work = Callable[[House], Awaitable[object]]
+from backend.orchestrator.side_by_side import OUTAGES, Work, do_all, give_up
 
 TASK_SECONDS = 8.0
 """Under Celery's own soft limit, so that it is the loop that stops and nothing is left half open."""
 LAUNCHER_SECONDS = 3.0
-OUTAGES = (RedisError, GreenroomError, LauncherError, TimeoutError)
 
 
 @dataclass
@@ -45,11 +41,7 @@ def _run(work: Work) -> None:
     try:
         _process.loop.run_until_complete(_bounded(work))
     except OUTAGES as error:
-        _give_up(error)
-
-
-def _give_up(error: Exception) -> None:
-    logger.warning("task given up until the next time", error=f"{type(error).__name__}: {error}"[:200])
+        give_up("a task", error)
 
 
 async def _bounded(work: Work) -> None:
@@ -82,21 +74,7 @@ async def _leave_nothing(house: House) -> None:
 @app.task(name="greenroom.tick")
 def tick() -> None:
     """Do what is due each second: sweep, refill, settle."""
-    _run(_tick)
-
-
-async def _tick(house: House) -> None:
-    # Side by side: a LiveKit server that hangs holds up the rooms, and nothing else.
-    works = (lifecycle.sweep, supply.refill_while_missing, lifecycle.settle)
-    await asyncio.gather(*(_attempt(house, work) for work in works))
-
-
-async def _attempt(house: House, work: Work) -> None:
-    """Do one thing of several; an outage of its own is logged, and keeps nothing from the others."""
-    try:
-        await work(house)
-    except OUTAGES as error:
-        _give_up(error)
+    _run(lambda house: do_all(house, lifecycle.sweep, supply.refill_while_missing, lifecycle.settle))
 
 
 @app.task(name="greenroom.sweep")

@@ -30,8 +30,8 @@ LONG = "One, two, three, four, five, six, seven, eight, nine, ten, and so on, " 
 SIGNALS = {number.name: number for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP)}
 BACK_SECONDS = 30.0
 """For nine successors at once, most of them not started yet, on as few cores as there are."""
-BILL_SECONDS = 4.0
-"""A successor is heard so long at most after its caller could hear it, which is billed."""
+BILL_SECONDS = 6.0
+"""A failing agent takes up to 3 s to leave, and its successor some to be heard once it could be: both are billed."""
 
 
 @dataclass
@@ -54,7 +54,7 @@ class Talk:
 def wrecked() -> Iterator[House]:
     """Give the product, with agents that can be wrecked."""
     find_binary()
-    house = House(AGENT_BOT="tests.fakes.fake_wrecks:voice", MAX_BOTS="24")
+    house = House(AGENT_BOT="tests.fakes.fake_wrecks:voice", MAX_BOTS="24", SILENCE_ASK="300", SILENCE_END="600")
     try:
         house.start()
         yield house
@@ -128,7 +128,7 @@ async def test_whatever_an_agent_dies_of_another_one_goes_on_with_the_call(wreck
         now = await asyncio.to_thread(wrecked.get, f"/orchestrator/session/{talk.session_id}")
         assert (now["generation"], now["status"]) == (2, "live"), death
         assert now["startedAt"] == talk.session["startedAt"], death
-        assert abs(deadline(wrecked, now["agentId"]) - deadlines[death]) < 0.5, death
+        assert abs(deadline(wrecked, now["agentId"]) - deadlines[death]) < 2, death
         assert not talk.caller.is_out.is_set(), death
         await gone_at(talk.pid, timeout=5)
         end = await asyncio.to_thread(wrecked.post, "/api/session/end", {"sessionId": talk.session_id})
@@ -141,7 +141,7 @@ async def test_whatever_an_agent_dies_of_another_one_goes_on_with_the_call(wreck
 
 
 async def test_a_frozen_agent_that_comes_back_after_its_successor_is_not_heard_and_goes(wrecked: House) -> None:
-    """With its launcher frozen too, which would have killed it: it finds out by itself."""
+    """With its launcher frozen too, which would have killed it: its own watchdog ends it, before it says a word."""
     talk = await a_talk(wrecked, openingLine=LONG)
     await wait_until_async(lambda: asyncio.to_thread(wrecked.is_warm), timeout=30, what="a successor is warm")
     launcher, frozen_at = programs(wrecked)["launcher"], time.monotonic()

@@ -208,13 +208,15 @@ class Cell:
         """End them, and see whether each is billed for what its caller heard."""
         await self._wait_for_answers()
         for call in calls:
-            call.is_over = True
             if not call.session_id:
                 continue
             record = await call.show()
             was_heard, at = call.is_heard, time.monotonic()
             details = await call.end()
-            if call.state == "live" and was_heard and details:
+            call.is_over = bool(details)
+            if call.state == "live" and was_heard and not (record and details):
+                self.result.broken.append("a call that was heard could not be ended")
+            elif call.state == "live" and was_heard:
                 # A busy machine makes pauses of its own, and those are billed; a failover's is the longest one.
                 dead = max(call.silences(self._hit_at).values(), default=0.0) if record["generation"] > 1 else 0.0
                 off = details["durationSeconds"] - (at - call.first_sound_at - dead)

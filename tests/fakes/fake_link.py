@@ -30,6 +30,10 @@ class FakeLink:
         self.confirmed += 1
         return self.may_speak
 
+    async def caller_came(self) -> bool:
+        """Nobody can know."""
+        return False
+
     async def begin(self) -> float | None:
         """Give the answer that the test set."""
         self.begun += 1

@@ -178,6 +178,15 @@ async def test_a_burst_of_starts_asks_for_a_refill_once_and_the_next_start_again
     assert await asked() == 2
 
 
+async def test_a_refill_that_is_to_come_later_comes_later(house: House) -> None:
+    async def asked() -> int:
+        return (await house.commands.queue_lengths([]))["control"]
+
+    house.commands.refill_soon(after_seconds=0.5)
+    assert await asked() == 0
+    await wait_until_async(asked, what="a refill is asked for")
+
+
 # -- sweep
 
 

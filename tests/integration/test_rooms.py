@@ -188,12 +188,12 @@ async def test_a_burst_of_rooms_is_asked_for_a_few_at_a_time_and_each_once(make_
 
 
 async def test_a_busy_server_is_waited_for_as_long_as_it_goes_on_making_rooms(make_settings: MakeSettings) -> None:
-    """A server with one core, which takes 60 ms for a room: the last one comes after more than one call may take."""
+    """A server with one core, which takes 45 ms for a room: the last one comes after more than one call may take."""
     core = asyncio.Lock()
 
     async def make(_: web.Request) -> web.Response:
         async with core:
-            await asyncio.sleep(0.06)
+            await asyncio.sleep(0.045)
         return web.Response(body=livekit_api.Room().SerializeToString(), content_type="application/protobuf")
 
     async with serving(make) as url:

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 from livekit import rtc
 
-from backend.common.contract import EndReason, Order
+from backend.common.contract import AGENT_IDENTITY, EndReason, Order
 from tests.livekit_server import LiveKitServer
 from tests.running_call import a_call
 from tests.valkey_server import free_port
@@ -64,6 +64,27 @@ async def wire(livekit: LiveKitServer) -> AsyncIterator[Wire]:
     yield wire
     server.close()
     wire.cut()
+
+
+async def test_an_agent_that_waits_for_its_caller_is_not_heard_after_its_network_was_cut(
+    livekit: LiveKitServer, wire: Wire
+) -> None:
+    async with a_call(livekit, url=f"ws://127.0.0.1:{wire.port}", was_awaited=True) as call:
+
+        async def is_in() -> bool:
+            return AGENT_IDENTITY in await livekit.people(call.room)
+
+        await wait_until_async(is_in, what="the agent is in the room")
+        wire.cut()
+        call.link.may_speak = False  # the session is another agent's from now on
+        successor = rtc.Room()
+        await successor.connect(livekit.url, livekit.agent_token(call.room))
+        wire.mend()
+        caller = await call.caller_joins()
+        assert await call.reason(within=25) is EndReason.AGENT_LOST
+        assert call.link.begun == 0
+        assert [one for one in caller.heard if one.loudness > 200] == []
+        await successor.disconnect()
 
 
 async def test_an_agent_whose_network_was_cut_meanwhile_is_not_heard_when_it_comes_back(
