@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -53,16 +54,25 @@ def cpu_seconds(pid: int) -> float:
     return total * TICK_SECONDS
 
 
+def started_at(pid: int) -> float:
+    """When a process was started, in Unix seconds, to a tick of 10 ms. psutil's own is that of whole seconds."""
+    since_boot = int(_fields(pid)[19]) * TICK_SECONDS
+    return time.time() - (time.clock_gettime(time.CLOCK_BOOTTIME) - since_boot)
+
+
 def is_there(pid: int) -> bool:
     """Whether a process runs; one that has ended and was not waited for does not."""
     try:
-        with open(f"/proc/{pid}/stat", "rb") as stat:
-            return stat.read().rpartition(b") ")[2][:1] not in (b"Z", b"X")
+        return _fields(pid)[0] not in (b"Z", b"X")
     except OSError:
         return False
 
 
 def _ticks(pid: int) -> int:
+    return sum(int(field) for field in _fields(pid)[11:15])  # utime, stime, and those of children that were waited for
+
+
+def _fields(pid: int) -> list[bytes]:
+    """All that follows the name, which may hold spaces."""
     with open(f"/proc/{pid}/stat", "rb") as stat:
-        fields = stat.read().rpartition(b") ")[2].split()
-    return sum(int(field) for field in fields[11:15])  # utime, stime, and those of children that were waited for
+        return stat.read().rpartition(b") ")[2].split()

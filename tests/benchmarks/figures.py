@@ -124,8 +124,9 @@ def targets(rows: dict[str, list[Row]]) -> list[list[str]]:
     for name, each in _by_system(rows.get("processor", [])):
         if name != PEER:
             lines.append(_at_most(f"a warm agent's idle time ({name})", 1, _idle(each[0])[0], "% of a core"))
-            if start_ms := each[-1].get("start_ms"):
-                lines.append(_at_most(f"reserved slot to warm agent ({name})", 250, start_ms, "ms"))
+            if fork_ms := [took for row in each for took in row.get("fork_ms", ())]:
+                what = f"fork to warm beside 4 calls, median of {len(fork_ms)} ({name})"
+                lines.append(_at_most(what, 250, statistics.median(fork_ms), "ms"))
     return lines
 
 

@@ -179,6 +179,7 @@ async def processor(bench: Bench, rounds: int) -> list[Row]:
 
 async def _cost_of_calls(bench: Bench, system: System, idle: dict[str, float]) -> Row:
     began, before = time.monotonic(), system.cpu_by_program()
+    known = system.fork_ms()
     placed = bench.callers.place(system.url, count=LIVE_CALLS, stay=60)
     heard = [await call.heard for call in placed]
     await asyncio.sleep(2)  # the pool fills up again meanwhile
@@ -186,6 +187,7 @@ async def _cost_of_calls(bench: Bench, system: System, idle: dict[str, float]) -
     await asyncio.sleep(TALK_SECONDS)
     talk_seconds = time.monotonic() - talk_began
     talk = _difference(system.cpu_by_program(), talk_before)
+    fork_ms = [took for pid, took in system.fork_ms().items() if pid not in known]
     for call in placed:
         bench.callers.hang_up(call)
     over = [await call.over for call in placed]
@@ -199,7 +201,7 @@ async def _cost_of_calls(bench: Bench, system: System, idle: dict[str, float]) -
     per_start = {n: (used - idle[n] * seconds) / calls - per_second[n] * lasted for n, used in whole.items()}
     concealed = [one["concealed_seconds"] for one in over if one]
     row: Row = {"system": system.name, "idle": idle, "per_second": per_second, "per_start": per_start}
-    return row | {"concealed_seconds": concealed, "start_ms": system.start_ms()}
+    return row | {"concealed_seconds": concealed, "fork_ms": fork_ms}
 
 
 def _difference(after: dict[str, float], before: dict[str, float]) -> dict[str, float]:

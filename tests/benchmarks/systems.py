@@ -84,9 +84,9 @@ class System(ABC):
     def agents(self) -> list[int]:
         """Every process of an agent, warm or live."""
 
-    def start_ms(self) -> float | None:
-        """From the reserved slot to the warm agent, of the last eight or so; None where nobody counts it."""
-        return None
+    def fork_ms(self) -> dict[int, float]:
+        """From the fork to the warm agent, of each one that is warm now, by its process; empty where nobody tells."""
+        return {}
 
     async def settle(self) -> None:
         """Wait until the next call finds what the first one found."""
@@ -146,11 +146,13 @@ class Greenroom(System):
         url = f"redis://:{kept['redis_password']}@127.0.0.1:{kept['ports']['redis']}/0"
         return redis.Redis.from_url(url, decode_responses=True)
 
-    def start_ms(self) -> float | None:
-        """As the pool itself measures it."""
-        with self.redis() as client:
-            known = client.hget(keys.POOL_DEMAND, "start_ms")
-        return float(known) if known else None
+    def fork_ms(self) -> dict[int, float]:
+        """As the kernel says when, and Redis until when."""
+        with self.redis() as client, client.pipeline() as pipe:
+            for agent_id in client.zrange(keys.POOL_READY, 0, -1):
+                pipe.hmget(keys.agent(agent_id), "pid", "warm_at_ms")
+            found = {int(pid): int(warm_at_ms) for pid, warm_at_ms in pipe.execute() if warm_at_ms}
+        return {pid: warm_at_ms - costs.started_at(pid) * 1000 for pid, warm_at_ms in found.items()}
 
     async def agent_pid(self, session_id: str) -> int:
         """As the API says."""
