@@ -11,7 +11,7 @@ from loguru import logger
 from backend.agent import children, image, process
 from backend.agent.host_record import AgentRecord, ExitReport, HostRecord, must_end
 from backend.agent.memory import Memory
-from backend.agent.process import AgentProcess, State
+from backend.agent.process import AgentProcess, LastWords, State
 from backend.agent.restraint import Restraint
 from backend.common.contract import Agent, AgentState, EndReason
 from backend.common.settings import LauncherSettings
@@ -36,6 +36,10 @@ def complaint(exit_code: int | None) -> str:
     if not exit_code:
         return ""
     return f"signal {-exit_code}" if exit_code < 0 else f"exit code {exit_code}"
+
+
+def _report(agent: Agent, code: int | None, words: LastWords, reason: EndReason | None) -> ExitReport:
+    return ExitReport(agent=agent, exit_code=code, end_reason=reason, ended_at_ms=words.ended_at_ms)
 
 
 class Agents:
@@ -190,8 +194,7 @@ class Agents:
         words = process.read_last_words(self._settings, state.agent_id)
         code = words.exit_code if reaped_code is None else reaped_code
         logger.warning("agent ended without a launcher", agent_id=state.agent_id, exit_code=code)
-        report = ExitReport(agent=state.agent, exit_code=code, end_reason=words.end_reason)
-        self._host.report(report, error=words.error)
+        self._host.report(_report(state.agent, code, words, words.end_reason), error=words.error)
 
     def _watch(self, child: AgentProcess) -> None:
         self._living[child.agent.id] = child
@@ -214,7 +217,7 @@ class Agents:
         log = logger.warning if error else logger.info
         log("agent exited", agent_id=agent_id, exit_code=code, end_reason=words.end_reason, error=error)
         reason = words.end_reason or (EndReason.SHUTDOWN if self._is_closing else None)
-        self._host.report(ExitReport(agent=child.agent, exit_code=code, end_reason=reason), error=error)
+        self._host.report(_report(child.agent, code, words, reason), error=error)
 
     def _has_arrived(self, agent_id: str) -> bool:
         record = self._records.get(agent_id)

@@ -42,6 +42,8 @@ class ExitReport:
     agent: Agent
     exit_code: int | None
     end_reason: EndReason | None = None
+    ended_at_ms: int | None = None
+    """When its call was over, by Redis' clock; None: it did not say."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,12 +170,13 @@ class HostRecord:
     def _leave_for_the_next(self, report: ExitReport) -> None:
         """Should we end before Redis is back: the next launcher reports what is in the file."""
         try:
-            process.leave_last_words(self._settings, report.agent.id, exit_code=report.exit_code)
+            process.leave_last_words(self._settings, report.agent.id, process.LastWords(exit_code=report.exit_code))
         except OSError as error:  # a full disk costs the exit code, not the launcher
             logger.warning("an exit could not be noted", agent_id=report.agent.id, error=error.strerror)
 
     def _send(self, report: ExitReport) -> Exit:
-        call = agent_exited(report.agent, exit_code=report.exit_code, end_reason=report.end_reason)
+        code, reason, ended_at_ms = report.exit_code, report.end_reason, report.ended_at_ms
+        call = agent_exited(report.agent, exit_code=code, end_reason=reason, ended_at_ms=ended_at_ms)
         return self._exchange.run_sync(self._client, call)
 
     def _read(self, agents: list[Agent], leaving: Sequence[str]) -> list[Any]:

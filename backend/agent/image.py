@@ -163,7 +163,7 @@ def _leave(order: Order, settings: LauncherSettings, code: int, error: str) -> N
     try:
         tracing.stop()
         # For the next launcher, should ours be gone: it cannot wait for a process that is not its child.
-        process.leave_last_words(settings, order.agent.id, exit_code=code, error=error)
+        process.leave_last_words(settings, order.agent.id, process.LastWords(exit_code=code, error=error))
         sys.stdout.flush()
     finally:
         os._exit(code)  # nothing of the launcher's may run here: no exit handlers, no destructors

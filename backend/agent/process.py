@@ -68,6 +68,8 @@ class LastWords:
     """Negative for a signal."""
     end_reason: EndReason | None = None
     """Why its session ended, when Redis could not be told."""
+    ended_at_ms: int | None = None
+    """When that was, in ms of Redis' clock."""
     error: str = ""
     """What it died of: kind and place, never a message, which may quote a secret."""
 
@@ -121,28 +123,21 @@ def write_deadline(settings: CommonSettings, agent_id: str, deadline: float | No
         _write(_path(settings, agent_id, "json"), asdict(replace(state, deadline=deadline)))
 
 
-def leave_last_words(
-    settings: CommonSettings,
-    agent_id: str,
-    *,
-    exit_code: int | None = None,
-    end_reason: EndReason | None = None,
-    error: str = "",
-) -> None:
+def leave_last_words(settings: CommonSettings, agent_id: str, said: LastWords) -> None:
     """Add to what the next launcher will know of this agent's end; None and '' leave what was said before."""
-    said = {"exit_code": exit_code, "end_reason": end_reason, "error": error}
-    before = asdict(read_last_words(settings, agent_id))
-    _write(_path(settings, agent_id, "exit"), before | {k: v for k, v in said.items() if v not in (None, "")})
+    news = {name: value for name, value in asdict(said).items() if value not in (None, "")}
+    _write(_path(settings, agent_id, "exit"), asdict(read_last_words(settings, agent_id)) | news)
 
 
 def read_last_words(settings: CommonSettings, agent_id: str) -> LastWords:
     """Read what was left; empty words when nothing was, or nothing legible."""
     fields = _read(_path(settings, agent_id, "exit"))
     try:
-        code, reason = fields.get("exit_code"), fields.get("end_reason")
+        code, reason, ended_at_ms = (fields.get(name) for name in ("exit_code", "end_reason", "ended_at_ms"))
         return LastWords(
             exit_code=None if code is None else int(str(code)),
             end_reason=EndReason(str(reason)) if reason else None,
+            ended_at_ms=None if ended_at_ms is None else int(str(ended_at_ms)),
             error=str(fields.get("error") or ""),
         )
     except ValueError:

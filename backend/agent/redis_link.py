@@ -24,6 +24,7 @@ from backend.common.exchange import (
     confirm_claim,
     end_session,
     heartbeat,
+    record_turn,
 )
 from backend.common.settings import CommonSettings
 
@@ -31,8 +32,6 @@ GOODBYE_SLACK_SECONDS = 1.0
 """The launcher acts 2.5 s after the deadline that it is told; a goodbye may last 3 s."""
 KEPT_TURNS = 200
 KEPT_TURNS_BYTES = 64 * 1024
-TURNS_TTL_SECONDS = 24 * 3_600
-"""A net: the turns are deleted when the session ends."""
 RETRY_SECONDS = 0.5
 END_SECONDS = 1.0
 """How long an end waits for Redis; then the launcher is told instead."""
@@ -52,6 +51,7 @@ class RedisLink:
         self._exchange, self._client, self._agent, self._settings = exchange, client, agent, settings
         self._commands: asyncio.Queue[Command] = asyncio.Queue(maxsize=100)
         self._remembered: dict[str, str] = {}
+        self._clock_offset_ms: float | None = None
         self._background: set[asyncio.Task[None]] = set()
 
     def hold(self, assignment: Assignment, record: Mapping[str, str]) -> None:
@@ -115,6 +115,8 @@ class RedisLink:
             return None
         started_at_ms, left_ms = reply
         self._remembered["started_at_ms"] = str(started_at_ms)
+        now_ms = started_at_ms + int(self._remembered["longest_ms"]) - left_ms
+        self._clock_offset_ms = now_ms - time.monotonic() * 1000
         self._write_deadline(left_ms / 1000 + GOODBYE_SLACK_SECONDS)
         return left_ms / 1000
 
@@ -129,16 +131,11 @@ class RedisLink:
 
     async def record(self, turn: Turn) -> None:
         """Keep a finished turn for a successor; a Redis that is away costs the turn, not the call."""
-        key = keys.session_turns(self._held().session_id)
         entry = json.dumps({"role": turn.role, "text": turn.text, "interrupted": turn.interrupted})
         if len(entry) > KEPT_TURNS_BYTES // 4:
             return
         try:
-            async with self._client.pipeline(transaction=False) as pipe:
-                pipe.rpush(key, entry)
-                pipe.ltrim(key, -KEPT_TURNS, -1)
-                pipe.expire(key, TURNS_TTL_SECONDS)
-                await pipe.execute()
+            await self._ask(record_turn(self._agent, self._held(), entry, most=KEPT_TURNS, most_bytes=KEPT_TURNS_BYTES))
         except RedisError as error:
             logger.warning("a turn was not stored", error=type(error).__name__)
 
@@ -147,13 +144,16 @@ class RedisLink:
         if self.is_over:
             return
         self.is_over = True
-        held = self._held()
+        held, ended_at_ms = self._held(), self._now_ms()
+        call = end_session(held.session_id, reason, generation=held.generation, ended_at_ms=ended_at_ms)
         try:
             async with asyncio.timeout(END_SECONDS):
-                ended = await self._ask(end_session(held.session_id, reason, generation=held.generation))
+                ended = await self._ask(call)
             logger.info("session ended", reason=reason, first=bool(ended and ended.is_first))
         except (RedisError, TimeoutError):
-            process.leave_last_words(self._settings, self._agent.id, end_reason=reason)
+            process.leave_last_words(
+                self._settings, self._agent.id, process.LastWords(end_reason=reason, ended_at_ms=ended_at_ms)
+            )
             logger.warning("session ended without Redis; the launcher reports it", reason=reason)
 
     async def come_back(self) -> bool:
@@ -164,6 +164,10 @@ class RedisLink:
         """Stop what runs behind the bot's back."""
         for task in self._background:
             task.cancel()
+
+    def _now_ms(self) -> int | None:
+        """Redis' clock, carried on by our own since the call began; None before that."""
+        return None if self._clock_offset_ms is None else int(time.monotonic() * 1000 + self._clock_offset_ms)
 
     def _held(self) -> Assignment:
         if self.assignment is None:

@@ -163,27 +163,46 @@ def agent_returns(agent: Agent, assignment: Assignment, *, remembered: Mapping[s
     )
 
 
-def agent_exited(agent: Agent, *, exit_code: int | None, end_reason: EndReason | None = None) -> Call[Exit]:
+def record_turn(agent: Agent, assignment: Assignment, turn: str, *, most: int, most_bytes: int) -> Call[bool]:
+    """Keep a turn for a successor, and of all turns the newest; False: the session has ended or is another's."""
+    return Call(
+        operation="record_turn",
+        keys=(keys.session(assignment.session_id),),
+        arguments=(assignment.session_id, agent.id, assignment.generation, turn, most, most_bytes),
+        read=bool,
+    )
+
+
+def agent_exited(
+    agent: Agent, *, exit_code: int | None, end_reason: EndReason | None = None, ended_at_ms: int | None = None
+) -> Call[Exit]:
     """Report a dead process once; its session arrives again, or ends if the agent said so itself.
 
-    ``exit_code`` is negative for a signal, None when nobody could wait for the process.
+    ``exit_code`` is negative for a signal, None when nobody could wait for the process. ``ended_at_ms`` is when
+    the agent's call was over, by Redis' clock; None: nobody knows.
     """
     said = (end_reason, end_reason.cause) if end_reason else ("", "")
     code = "" if exit_code is None else exit_code
     return Call(
         operation="agent_exited",
         keys=(keys.agent(agent.id),),
-        arguments=(agent.id, agent.nonce, code, *said),
+        arguments=(agent.id, agent.nonce, code, *said, "" if ended_at_ms is None else ended_at_ms),
         read=replies.exited,
     )
 
 
-def end_session(session_id: str, reason: EndReason, *, generation: int | None = None) -> Call[End | None]:
-    """End a session exactly once; None when it is unknown or the asking agent is stale."""
+def end_session(
+    session_id: str, reason: EndReason, *, generation: int | None = None, ended_at_ms: int | None = None
+) -> Call[End | None]:
+    """End a session exactly once; None when it is unknown or the asking agent is stale.
+
+    ``ended_at_ms`` is when its call was over, by Redis' clock as an agent reckons it; None: now.
+    """
+    given = ("" if value is None else value for value in (generation, ended_at_ms))
     return Call(
         operation="end_session",
         keys=(keys.session(session_id),),
-        arguments=(session_id, reason, reason.cause, "" if generation is None else generation),
+        arguments=(session_id, reason, reason.cause, *given),
         read=replies.ended,
     )
 

@@ -76,7 +76,7 @@ async def flood(_: LauncherSettings, __: image.Order) -> int:
 
 async def say_goodbye(settings: LauncherSettings, order: image.Order) -> int:
     """Ends its session without Redis, and exits."""
-    process.leave_last_words(settings, order.agent.id, end_reason=EndReason.GOODBYE)
+    process.leave_last_words(settings, order.agent.id, process.LastWords(end_reason=EndReason.GOODBYE))
     return 0
 
 

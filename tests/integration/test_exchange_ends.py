@@ -1,5 +1,7 @@
 """How a session ends: once, for one reason, with the same figures for all, and what is left of it."""
 
+from dataclasses import replace
+
 import pytest
 
 from backend.common import exchange as x
@@ -114,6 +116,67 @@ def test_the_silence_before_an_end_is_not_billed_either(desk: Desk) -> None:
     end = desk.do(x.end_session("s", EndReason.CLIENT_END))
     assert end
     assert 4_000 <= end.billed_ms < 9_000
+
+
+def test_what_an_agent_could_not_say_before_is_billed_to_when_its_call_was_over(desk: Desk) -> None:
+    _, work = desk.live()
+    now_ms = desk.number("session:s", "started_at_ms")
+    desk.client.hset("session:s", "started_at_ms", now_ms - 9_000)
+    end = desk.do(x.end_session("s", EndReason.SILENCE, generation=work.generation, ended_at_ms=now_ms - 5_000))
+    assert end
+    assert (end.ended_at_ms, end.billed_ms) == (now_ms - 5_000, 4_000)
+    assert desk.number("session:s", "conversationDuration") == 4
+
+
+@pytest.mark.parametrize(("said_ms", "billed_ms"), [(-60_000, 0), (-5_000, 4_000), (None, 2_000)])
+def test_an_end_that_only_the_launcher_reports_is_billed_to_its_moment_or_to_the_last_heartbeat(
+    desk: Desk, said_ms: int | None, billed_ms: int
+) -> None:
+    agent, _ = desk.live()
+    now_ms = desk.number("session:s", "started_at_ms")
+    desk.client.hset("session:s", "started_at_ms", now_ms - 9_000)
+    desk.client.zadd(keys.DEADLINES, {"agent:a": now_ms - 7_000 + FAST.lease * 2 // 3})
+    ended_at_ms = None if said_ms is None else now_ms + said_ms
+    desk.do(x.agent_exited(agent, exit_code=0, end_reason=EndReason.GOODBYE, ended_at_ms=ended_at_ms))
+    end = desk.do(x.end_session("s", EndReason.CLIENT_END))
+    assert end
+    assert end.billed_ms == billed_ms
+
+
+def test_a_clock_that_runs_ahead_bills_nothing_of_the_future(desk: Desk) -> None:
+    _, work = desk.live()
+    desk.do(x.end_session("s", EndReason.SILENCE, generation=work.generation, ended_at_ms=2**52))
+    assert desk.number("session:s", "ended_at_ms") <= desk.valkey.now_ms()
+
+
+def test_nothing_is_billed_beyond_what_was_granted(desk: Desk) -> None:
+    desk.live()
+    desk.client.hincrby("session:s", "started_at_ms", -700_000)  # of 600 s, and everyone was away
+    desk.client.hset("session:s", "silent_ms", 4_000)
+    end = desk.do(x.end_session("s", EndReason.CLIENT_END))
+    assert end
+    assert end.billed_ms == 596_000
+
+
+def test_turns_are_kept_for_a_successor_and_the_oldest_give_way(desk: Desk) -> None:
+    agent, work = desk.live()
+    for turn in ("aaaa", "bbbb", "cc", "dd"):
+        assert desk.do(x.record_turn(agent, work, turn, most=3, most_bytes=1_000))
+    assert desk.client.lrange(keys.session_turns("s"), 0, -1) == ["bbbb", "cc", "dd"]
+    assert desk.do(x.record_turn(agent, work, "eeee", most=3, most_bytes=6))
+    assert desk.client.lrange(keys.session_turns("s"), 0, -1) == ["dd", "eeee"]
+    assert desk.client.ttl(keys.session_turns("s")) > 0
+
+
+def test_what_is_said_after_the_end_or_by_a_stale_agent_is_not_kept(desk: Desk) -> None:
+    agent, work = desk.live()
+    desk.do(x.agent_exited(agent, exit_code=-9))
+    successor, _ = desk.agent("b")
+    assert not desk.do(x.record_turn(agent, work, "I am not dead", most=3, most_bytes=100))
+    assert not desk.do(x.record_turn(successor, work, "nor am I the first", most=3, most_bytes=100))
+    desk.end()
+    assert not desk.do(x.record_turn(successor, replace(work, generation=2), "goodbye", most=3, most_bytes=100))
+    assert not desk.client.exists(keys.session_turns("s"))
 
 
 def test_a_stale_agent_cannot_end_the_call_of_its_successor(desk: Desk) -> None:

@@ -56,10 +56,24 @@ def test_a_session_that_kills_its_agents_ends_after_three(desk: Desk) -> None:
 def test_agents_that_are_lost_now_and_then_do_not_end_a_session(desk: Desk) -> None:
     agent, _ = desk.live()
     for name in "bcdef":
-        desk.client.hincrby("session:s", "failover_window_ms", -FAST.failover_window - 1)
         assert desk.do(x.agent_exited(agent, exit_code=-11)).state == "waiting"
         agent, _ = desk.agent(name)
+        lost_at_ms = [int(at) - FAST.failover_window // 3 for at in desk.field("session:s", "lost_at_ms").split()]
+        desk.client.hset("session:s", "lost_at_ms", " ".join(map(str, lost_at_ms)))
     assert desk.field("session:s", "agent_id") == "f"
+
+
+def test_what_was_lost_a_minute_ago_does_not_forgive_what_is_lost_now(desk: Desk) -> None:
+    agent, _ = desk.live()
+    for name in "bc":
+        desk.do(x.agent_exited(agent, exit_code=-11))
+        agent, _ = desk.agent(name)
+    first, second = map(int, desk.field("session:s", "lost_at_ms").split())
+    desk.client.hset("session:s", "lost_at_ms", f"{first} {second - FAST.failover_window - 1}")
+    for name in "de":
+        assert desk.do(x.agent_exited(agent, exit_code=-11)).state == "waiting"
+        agent, _ = desk.agent(name)
+    assert desk.do(x.agent_exited(agent, exit_code=-11)).state == "ended"
 
 
 def test_a_session_that_never_began_waits_from_its_creation_on_however_often_it_lost_an_agent(desk: Desk) -> None:

@@ -47,6 +47,7 @@ def test_all_keys_carry_the_hash_tag_of_a_cluster(valkey: Valkey) -> None:
         x.begin_session(agent, work),
         x.heartbeat(agent, work),
         x.livekit_event("e", session_id="s", event="participant_joined", room_sid="RM_1", participant_sid="PA_1"),
+        x.record_turn(agent, work, "Hello!", most=1, most_bytes=10),
         x.agent_returns(agent, work, remembered={}),
         x.agent_exited(agent, exit_code=-9),
         x.end_session("s", EndReason.GOODBYE),

@@ -103,7 +103,7 @@ def test_a_call_goes_on_without_its_agent_unless_that_said_why_not(
     agent = launcher.spawn("a")
     session_id = in_a_call(launcher, agent)
     settings = LauncherSettings(run_dir=launcher.folder, host_id=HOST, livekit_url="ws://localhost:1")
-    process.leave_last_words(settings, "a", end_reason=reason)
+    process.leave_last_words(settings, "a", process.LastWords(end_reason=reason))
     os.kill(agent.pid, signal.SIGKILL)
     launcher.wait_for_report(agent)
     assert tuple(launcher.valkey.client.hmget(keys.session(session_id), "state", "end_reason")) == became

@@ -1,6 +1,7 @@
 """An agent's life at a real Valkey: it arrives, waits, holds one session, and leaves."""
 
 import asyncio
+import time
 from pathlib import Path
 
 import pytest
@@ -221,6 +222,26 @@ async def test_without_redis_a_call_begins_and_ends_and_the_launcher_is_left_the
         desk.session()
         assert await asyncio.wait_for(life, 10) == 0
     assert process.read_last_words(settings, ME.id).end_reason is EndReason.GOODBYE
+
+
+async def test_an_end_that_redis_missed_is_left_with_its_time(
+    desk: Desk, settings: LauncherSettings, valkey: Valkey
+) -> None:
+    async def talk(link: Link) -> EndReason:
+        assert await link.confirm()
+        assert await link.begin()
+        valkey.kill()
+        return EndReason.GOODBYE
+
+    async with living(settings, FakeBot(says=talk)) as life:
+        await is_warm(desk)
+        desk.session()
+        before_ms = time.time() * 1000
+        assert await asyncio.wait_for(life, 10) == 0
+    words = process.read_last_words(settings, ME.id)
+    assert words.end_reason is EndReason.GOODBYE
+    assert words.ended_at_ms
+    assert before_ms <= words.ended_at_ms <= time.time() * 1000 + 2  # Redis' clock is this machine's
 
 
 async def test_a_start_that_redis_missed_is_told_when_it_is_back(

@@ -100,9 +100,9 @@ def test_an_agent_that_runs_alone_has_no_state_to_change(settings: LauncherSetti
 
 def test_last_words_add_up(settings: LauncherSettings) -> None:
     assert process.read_last_words(settings, "a") == process.LastWords()
-    process.leave_last_words(settings, "a", end_reason=EndReason.GOODBYE)
-    process.leave_last_words(settings, "a", exit_code=0)
-    words = process.LastWords(exit_code=0, end_reason=EndReason.GOODBYE)
+    process.leave_last_words(settings, "a", process.LastWords(end_reason=EndReason.GOODBYE, ended_at_ms=5))
+    process.leave_last_words(settings, "a", process.LastWords(exit_code=0))
+    words = process.LastWords(exit_code=0, end_reason=EndReason.GOODBYE, ended_at_ms=5)
     assert process.read_last_words(settings, "a") == words
     process.forget(settings, "a")
     assert process.read_last_words(settings, "a") == process.LastWords()

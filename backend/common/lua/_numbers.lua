@@ -35,21 +35,23 @@ local function note_stage(session, generation, stage, ms)
   if redis.call('HSETNX', session, name .. '_ms', ms) == 1 then observe(name, tonumber(ms)) end
 end
 
--- What was talked so far, under the names and in the units that billing from outside reads.
-local function note_duration(session)
+-- What was talked until then (nil: now), under the names and in the units that billing from outside reads.
+local function note_duration(session, at)
   local figures = redis.call('HMGET', session, 'started_at_ms', 'silent_ms')
   local started_at = tonumber(figures[1])
-  local seconds = started_at and math.max(0, math.floor((now - started_at - (figures[2] or 0)) / 1000)) or 0
+  local seconds = started_at and math.max(0, math.floor(((at or now) - started_at - (figures[2] or 0)) / 1000)) or 0
   if started_at then redis.call('HSET', session, 'conversationStartTime', math.floor(started_at / 1000)) end
   redis.call('HSET', session, 'conversationDuration', seconds, 'conversationDurationMinutes', math.ceil(seconds / 60))
   return seconds
 end
 
--- The caller hears an agent again, or never will: what passed since the last one fell silent is not billed.
-local function end_silence(session)
+-- The caller hears an agent again, or the call is over, at that time (nil: now): what passed since the last one
+-- fell silent is not billed.
+local function end_silence(session, at)
   local since = get(session, 'silent_since_ms')
   if since == '' then return end
-  redis.call('HINCRBY', session, 'silent_ms', now - since)
+  local ms = math.max(0, (at or now) - since)
+  redis.call('HINCRBY', session, 'silent_ms', ms)
   redis.call('HDEL', session, 'silent_since_ms')
-  observe_since('silence', since)
+  observe('silence', ms)
 end

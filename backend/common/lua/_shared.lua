@@ -70,15 +70,20 @@ local function note_process(session_id, host_id, pid)
   redis.call('SET', pid_key(session_id), pid, 'PX', LIMITS.record_ttl)
 end
 
--- End a session. The one place that does; callers have checked that it is open.
-local function finish(session_id, reason, ended_by)
+-- End a session. The one place that does; callers have checked that it is open. Over at: when the agent says that it
+-- was over, by this clock (nil: now); what it could not tell while Redis was away is nobody's bill.
+local function finish(session_id, reason, ended_by, over_at)
   local session = session_key(session_id)
-  local agent_id = get(session, 'agent_id')
-  end_silence(session)
-  observe('talk', note_duration(session) * 1000)
+  local agent_id, started_at = get(session, 'agent_id'), tonumber(get(session, 'started_at_ms'))
+  local ended_at = now
+  if started_at then -- never longer than it was granted, whoever was away when that was over
+    ended_at = math.max(started_at, math.min(now, over_at or now, started_at + get(session, 'longest_ms')))
+  end
+  end_silence(session, ended_at)
+  observe('talk', note_duration(session, ended_at) * 1000)
   count('ended:' .. reason)
   redis.call('HDEL', session, 'room_token')
-  redis.call('HSET', session, 'state', 'ended', 'ended_at_ms', now, 'end_reason', reason, 'ended_by', ended_by)
+  redis.call('HSET', session, 'state', 'ended', 'ended_at_ms', ended_at, 'end_reason', reason, 'ended_by', ended_by)
   redis.call('ZREM', LINE, session_id)
   redis.call('ZREM', OPEN, session_id)
   redis.call('SREM', LIVE, session_id)
@@ -109,16 +114,16 @@ end
 -- Let a session that lost its agent arrive again. Too often in a short time ends it instead:
 -- a session that kills its agents must not eat the pool. Silent from: when its agent was last heard of; nil: now.
 local function arrive_again(session_id, silent_from)
-  local session = session_key(session_id)
-  local window = tonumber(redis.call('HGET', session, 'failover_window_ms') or 0)
-  if now - window > LIMITS.failover_window then
-    redis.call('HSET', session, 'failover_window_ms', now, 'failovers', 0)
+  local session, lost_at = session_key(session_id), {now}
+  for at in get(session, 'lost_at_ms'):gmatch('%d+') do
+    if now - at <= LIMITS.failover_window then lost_at[#lost_at + 1] = at end
   end
+  redis.call('HSET', session, 'lost_at_ms', table.concat(lost_at, ' '))
   local started_at = tonumber(get(session, 'started_at_ms'))
   if started_at then redis.call('HSETNX', session, 'silent_since_ms', math.max(started_at, silent_from or now)) end
   redis.call('SREM', LIVE, session_id)
   count('failovers')
-  if redis.call('HINCRBY', session, 'failovers', 1) > LIMITS.failovers then
+  if #lost_at > LIMITS.failovers then
     redis.call('HSET', session, 'agent_id', '')
     return finish(session_id, 'agent_lost', 'platform')
   end
