@@ -212,7 +212,7 @@ class Agents:
         error = "" if child.kill_at is not None else words.error or complaint(code)
         if self._can_tell and child.kill_at is None and not self._has_served(agent_id):
             error = error or EARLY
-            self.restraint.failed()
+            self.restraint.failed(agent_id)
             self.has_news = True
         log = logger.warning if error else logger.info
         log("agent exited", agent_id=agent_id, exit_code=code, end_reason=words.end_reason, error=error)

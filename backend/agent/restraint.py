@@ -49,8 +49,10 @@ class Restraint:
         """An agent was started."""
         self._tried.add(agent_id)
 
-    def failed(self) -> None:
-        """An agent ended before it was ready."""
+    def failed(self, agent_id: str) -> None:
+        """An agent ended before it was ready. Those that were starting together fail together, for one cause."""
+        if agent_id not in self._tried:
+            return
         self._failures += 1
         self._tried.clear()
         if self._failures >= FREE_FAILURES:

@@ -218,9 +218,13 @@ class Sweep:
 
 @dataclass(frozen=True, kw_only=True)
 class Reserved:
-    """``agents`` shall be started on their hosts; so many more are ``missing``, and no host has room for them now."""
+    """``agents`` shall be started on their hosts; so many more are ``missing``, and no host has room for them now.
+
+    ``starting`` are all that are reserved and not there yet: when one of them is, its host has room for the next.
+    """
 
     missing: int
+    starting: int
     agents: tuple[Agent, ...]
     """Without a nonce: no process has these ids yet."""
 

@@ -129,6 +129,7 @@ TABLE = (
         ttl="none: refills drop the hosts that are gone",
         stays=True,
     ),
+    Key(pattern="pool:refilling", type="string", meaning="a refill goes on while agents start", ttl="0.9 s"),
     Key(
         pattern="pool:demand",
         type="hash",
@@ -202,6 +203,7 @@ POOL_STARTING = "pool:starting"
 POOL_OFFERS = "pool:offers"
 POOL_PLACES = "pool:places"
 POOL_DEMAND = "pool:demand"
+POOL_REFILLING = "pool:refilling"
 SESSION_WAITING = "session:waiting"
 SESSION_OPEN = "session:open"
 SESSION_LIVE = "session:live"

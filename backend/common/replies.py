@@ -60,6 +60,8 @@ def swept(reply: Any) -> Sweep:
 
 def reserved(reply: Any) -> Reserved:
     """The slots that a refill took."""
-    missing, *parts = reply
+    missing, starting, *parts = reply
     pairs = zip(parts[0::2], parts[1::2], strict=True)
-    return Reserved(missing=missing, agents=tuple(Agent(id=i, nonce="", host_id=h) for i, h in pairs))
+    return Reserved(
+        missing=missing, starting=starting, agents=tuple(Agent(id=i, nonce="", host_id=h) for i, h in pairs)
+    )

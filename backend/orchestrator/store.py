@@ -130,6 +130,10 @@ class Store:
         if start_key:
             await self.client.delete(keys.start(start_key))
 
+    async def refills_alone(self, for_ms: int) -> bool:
+        """Whether no other refill of the fleet goes on; none does for so long."""
+        return bool(await self.client.set(keys.POOL_REFILLING, "1", nx=True, px=for_ms))
+
     async def hosts(self) -> list[Host]:
         """The hosts that were heard in the last ten seconds."""
         now_ms = await self.now_ms()

@@ -13,6 +13,8 @@ LET_GO_AT_ONCE = 1
 """A refill comes each second, and a target falls slower than that."""
 PASSES = 8
 """A burst is served by several passes a second: a core starts one agent at a time."""
+GOES_ON_MS = 900
+"""How long the passes take, at the most; then it is another refill's turn."""
 
 
 async def make_warm_room(house: House) -> tuple[str, str]:
@@ -52,11 +54,18 @@ async def refill(house: House) -> int:
 
 
 async def refill_while_missing(house: House) -> None:
-    """Refill as the hosts get room for the next ones; after ``PASSES`` another refill goes on."""
+    """Refill as the hosts get room for the next ones; after ``PASSES`` another refill goes on.
+
+    One at a time in the fleet, and only while something starts: who waits here keeps a worker's process from its work.
+    """
+    reserved = await _refill(house)
+    if not (reserved.missing and reserved.starting) or not await house.store.refills_alone(GOES_ON_MS):
+        return
     for _ in range(PASSES):
-        if not (await _refill(house)).missing:
-            return
         await asyncio.sleep(house.limits.refill_look / 1000)
+        reserved = await _refill(house)
+        if not (reserved.missing and reserved.starting):
+            return
 
 
 async def _refill(house: House) -> Reserved:

@@ -39,7 +39,9 @@ def host_says(launcher: RunningLauncher, field: str) -> str:
 def test_agents_that_end_before_they_are_ready_are_started_less_and_less(launch: Launch, life: str) -> None:
     launcher = launch(MAX_BOTS="5")
     wait_until(lambda: host_says(launcher, "capacity") == "5")
-    assert 3 <= spawns_in(launcher, life, seconds=BURNING_SECONDS) <= 12  # without restraint it is more than a hundred
+    assert (
+        3 <= spawns_in(launcher, life, seconds=BURNING_SECONDS) <= 20
+    )  # three times all five; without restraint it is more than a hundred
     wait_until(lambda: host_says(launcher, "trouble") == "crashes")
     wait_until(lambda: host_says(launcher, "capacity") in ("0", "1"))  # one more while it may be tried
     assert QUOTED not in launcher.log.read_text()

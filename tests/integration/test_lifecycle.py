@@ -98,6 +98,32 @@ async def test_refill_spreads_the_missing_agents_over_the_hosts(house: House, va
     assert await supply.refill(house) == 0
 
 
+async def test_a_refill_goes_on_while_agents_start_and_is_the_only_one(
+    house: House, valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes = 0
+
+    async def count(_: float) -> None:
+        nonlocal passes
+        passes += 1
+
+    monkeypatch.setattr(asyncio, "sleep", count)
+    host_is_seen(valkey, cores=1)
+    await supply.refill_while_missing(house)
+    assert passes == supply.PASSES
+    await supply.refill_while_missing(house)
+    assert passes == supply.PASSES, "the first one's turn is not over"
+
+
+async def test_a_full_house_holds_up_no_worker(house: House, valkey: Valkey, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(asyncio, "sleep", None)
+    valkey.client.sadd(keys.host_agents(HOST), "a", "b")  # both in calls
+    host_is_seen(valkey, cores=4, capacity=2)
+    await arrives(house, 1)
+    await supply.refill_while_missing(house)
+    assert not valkey.client.scard(keys.POOL_STARTING)
+
+
 async def test_a_spawn_command_carries_an_agents_id_and_an_expiry_and_nothing_else(
     house: House, valkey: Valkey
 ) -> None:

@@ -40,6 +40,12 @@ def cgroup(folder: Path, **files: str) -> Path:
     return folder
 
 
+def fail(restraint: Restraint, agent_id: str = "a") -> None:
+    """Let an agent be started and end before it is ready."""
+    restraint.started(agent_id)
+    restraint.failed(agent_id)
+
+
 @pytest.mark.parametrize(("available", "room"), [(512 * MB, None), (512 * MB - 1, 0), (0, 0)])
 def test_no_agent_is_started_from_the_memory_that_is_to_stay_free(available: int, room: int | None) -> None:
     restraint = Restraint(reserve_mb=512, available_bytes=lambda: available)
@@ -54,7 +60,7 @@ def test_without_a_reserve_nobody_asks_for_memory() -> None:
 def test_after_some_failures_in_a_row_a_host_rests_longer_and_longer(restraint: Restraint, clock: Clock) -> None:
     rests = []
     for number in range(1, 20):
-        restraint.failed()
+        fail(restraint)
         if number < FREE_FAILURES:
             assert restraint.room(starting=0) is None
             continue
@@ -68,9 +74,19 @@ def test_after_some_failures_in_a_row_a_host_rests_longer_and_longer(restraint: 
     assert len({round(rest, 1) for rest in rests[-8:]}) > 1  # jitter
 
 
+def test_agents_that_were_starting_together_fail_once(restraint: Restraint) -> None:
+    """A LiveKit server that goes away must not look like a bot that crashes again and again."""
+    for number in range(8):
+        restraint.started(f"a{number}")
+    for number in range(8):
+        restraint.failed(f"a{number}")
+    assert restraint.trouble() is None
+    assert restraint.room(starting=0) is None
+
+
 def test_after_a_rest_one_agent_is_tried_at_a_time(restraint: Restraint, clock: Clock) -> None:
     for _ in range(FREE_FAILURES):
-        restraint.failed()
+        fail(restraint)
     clock.now += LONGEST_REST_SECONDS
     assert restraint.trouble() is Trouble.CRASHES
     assert restraint.room(starting=0) == 1
@@ -80,7 +96,7 @@ def test_after_a_rest_one_agent_is_tried_at_a_time(restraint: Restraint, clock: 
 def test_only_an_agent_started_since_shows_that_it_is_mended(restraint: Restraint) -> None:
     restraint.started("old")
     for _ in range(FREE_FAILURES):
-        restraint.failed()
+        fail(restraint)
     restraint.ready(["old"])
     assert restraint.trouble() is Trouble.CRASHES
     restraint.started("new")
