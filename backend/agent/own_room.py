@@ -10,8 +10,10 @@ from backend.agent.room import Room
 from backend.common.contract import Agent, Assignment
 from backend.common.exchange import Call, agent_arrives
 
+CLOSES_SECONDS = 290.0
+"""LiveKit closes a room 300 s after it was made, if no caller has come by then; it was made a moment ago."""
 RECYCLE_SECONDS = 240.0
-"""How long a warm agent stays: LiveKit closes the room 300 s after it was made, and a caller needs time to come."""
+"""How long a warm agent stays at the most: the caller of the last moment needs time to come."""
 RECYCLE_JITTER = 0.2
 """Agents that became warm together do not go together."""
 BELL_SECONDS = 1.0
@@ -21,13 +23,14 @@ BELL_SECONDS = 1.0
 class OwnRoom:
     """One agent's own room; without a name the agent is parked outside."""
 
-    def __init__(self, name: str = "", token: str = "") -> None:
+    def __init__(self, name: str = "", token: str = "", *, nobody_came_seconds: float = 30.0) -> None:
         self._room = Room()  # starts the native runtime now: 2 ms that the claim does not pay
         self._name, self._token = name, token
         self._is_lost = asyncio.Event()
         self._leaving: asyncio.Future[None] | None = None
         jitter = random.uniform(0, RECYCLE_JITTER)  # noqa: S311  # spreads load, guards nothing
-        self._until = time.monotonic() + RECYCLE_SECONDS * (1 - jitter)
+        stays_seconds = min(RECYCLE_SECONDS, CLOSES_SECONDS - nobody_came_seconds)
+        self._until = time.monotonic() + stays_seconds * (1 - jitter)
 
     @property
     def is_wanted(self) -> bool:

@@ -49,7 +49,7 @@ LEAVE = Assignment(session_id="", generation=0)
 async def serve(agent: Agent, bot: Bot, settings: LauncherSettings, *, room: str = "", room_token: str = "") -> int:
     """Live the whole life of an agent; returns its exit code. ``room`` is its own, '' when parked."""
     tracing.start(settings, "agent")
-    standby = Standby(agent, settings, OwnRoom(room, room_token))
+    standby = Standby(agent, settings, OwnRoom(room, room_token, nobody_came_seconds=settings.nobody_came_seconds))
     try:
         return await standby.live(bot)
     finally:

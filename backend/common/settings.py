@@ -111,7 +111,7 @@ class LauncherSettings(HostSettings, CommonSettings):
         "CALLER_GRACE", "seconds a caller who left has to come back", 10.0, ge=0, le=15
     )
     nobody_came_seconds: float = variable(
-        "NOBODY_CAME", "seconds an agent waits for a caller who never came", 30.0, ge=1, le=280
+        "NOBODY_CAME", "seconds an agent waits for a caller who never came", 30.0, ge=1, le=240
     )
     silence_ask_seconds: float = variable("SILENCE_ASK", "seconds of silence before the agent asks", 30.0, ge=1)
     silence_end_seconds: float = variable("SILENCE_END", "seconds of silence that end a call", 60.0, ge=2)

@@ -14,6 +14,7 @@ from backend.common import keys
 from backend.common.contract import AGENT_IDENTITY, EndReason
 from backend.common.limits import Limits
 from backend.common.settings import LauncherSettings
+from backend.orchestrator.rooms import EMPTY_TIMEOUT_SECONDS
 from tests.integration.desk import Desk
 from tests.livekit_server import LiveKitServer
 from tests.running_standby import ME, FakeBot, is_warm, living, until_told
@@ -145,6 +146,14 @@ async def test_an_agent_is_recycled_before_its_room_closes(
         assert await asyncio.wait_for(life, 5) == 0
         assert time.time() * 1000 > until_ms  # never while it may still be claimed
     await is_gone(livekit, room)
+
+
+@pytest.mark.parametrize("nobody_came_seconds", [30.0, 120.0, 240.0])
+async def test_a_room_is_there_for_as_long_as_a_caller_may_take_to_come(nobody_came_seconds: float) -> None:
+    room = OwnRoom("s", "", nobody_came_seconds=nobody_came_seconds)
+    room_for_ms = room.arrival(ME).arguments[5]
+    assert isinstance(room_for_ms, int)
+    assert 0 < room_for_ms / 1000 + nobody_came_seconds < EMPTY_TIMEOUT_SECONDS
 
 
 async def test_a_session_whose_room_was_lost_in_the_moment_of_the_claim_is_joined_anew(
