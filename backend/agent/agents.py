@@ -12,7 +12,7 @@ from backend.agent import children, image, process
 from backend.agent.host_record import AgentRecord, ExitReport, HostRecord, must_end
 from backend.agent.memory import Memory
 from backend.agent.process import AgentProcess, LastWords, State
-from backend.agent.restraint import Restraint
+from backend.agent.restraint import STEADY_SECONDS, Restraint
 from backend.common.contract import Agent, AgentState, EndReason
 from backend.common.settings import LauncherSettings
 
@@ -158,7 +158,8 @@ class Agents:
         if answer is not None:
             pids = {child.agent.pid: self._state_of(child) for child in self._living.values()}
             self._host.memory = self._memory.look(pids)
-            self.restraint.ready([agent_id for agent_id in self._living if self._has_arrived(agent_id)])
+            arrived = list(filter(self._has_arrived, self._living))
+            self.restraint.ready(arrived, steady_ids=list(filter(self._is_steady, arrived)))
             self._host.trouble = self.restraint.trouble() or ""
             self._host.publish(agents=len(agents), room=self.room(), is_open=is_open)
         self.has_news = False
@@ -210,10 +211,13 @@ class Agents:
         words = process.read_last_words(self._settings, agent_id)
         code = words.exit_code if code is None else code
         error = "" if child.kill_at is not None else words.error or complaint(code)
-        if self._can_tell and child.kill_at is None and not self._has_served(agent_id):
-            error = error or EARLY
-            self.restraint.failed(agent_id)
-            self.has_news = True
+        if self._can_tell and child.kill_at is None and not self._has_session(agent_id):
+            has_arrived = self._has_arrived(agent_id)
+            if not has_arrived or (error and time.time() - child.spawned_at < STEADY_SECONDS):
+                error = error or EARLY
+                self.restraint.failed(agent_id, was_ready=has_arrived)
+                self.has_news = True
+        self.restraint.ended(agent_id)
         log = logger.warning if error else logger.info
         log("agent exited", agent_id=agent_id, exit_code=code, end_reason=words.end_reason, error=error)
         reason = words.end_reason or (EndReason.SHUTDOWN if self._is_closing else None)
@@ -223,9 +227,14 @@ class Agents:
         record = self._records.get(agent_id)
         return record is not None and record.state in SERVED
 
-    def _has_served(self, agent_id: str) -> bool:
-        """Whether it had arrived before it ended: in Redis when that was last asked, or by its session's deadline."""
-        if self._has_arrived(agent_id):
+    def _is_steady(self, agent_id: str) -> bool:
+        is_old = time.time() - self._living[agent_id].spawned_at >= STEADY_SECONDS
+        return is_old or self._records[agent_id].state in (AgentState.CLAIMED, AgentState.BUSY)
+
+    def _has_session(self, agent_id: str) -> bool:
+        """Whether it had one: in Redis when that was last asked, or by the session's deadline."""
+        record = self._records.get(agent_id)
+        if record is not None and record.state in (AgentState.CLAIMED, AgentState.BUSY, AgentState.STOPPING):
             return True
         states = process.read_states(self._settings)
         return any(state.agent_id == agent_id and state.deadline is not None for state in states)

@@ -116,11 +116,12 @@ def write_state(settings: CommonSettings, agent: Agent) -> None:
     _write(_path(settings, agent.id, "json"), asdict(state))
 
 
-def write_deadline(settings: CommonSettings, agent_id: str, deadline: float | None) -> None:
-    """Tell the launcher until when (Unix seconds) the agent may live; nothing for an agent that runs alone."""
+def write_deadline(settings: CommonSettings, agent_id: str, deadline: float | None) -> bool:
+    """Tell the launcher until when (Unix seconds) the agent may live; False for an agent that has none."""
     state = _read_state(_path(settings, agent_id, "json"))
     if state:
         _write(_path(settings, agent_id, "json"), asdict(replace(state, deadline=deadline)))
+    return state is not None
 
 
 def leave_last_words(settings: CommonSettings, agent_id: str, said: LastWords) -> None:

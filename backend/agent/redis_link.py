@@ -10,7 +10,7 @@ import redis.asyncio
 from loguru import logger
 from redis.exceptions import RedisError
 
-from backend.agent import process
+from backend.agent import process, watchdog
 from backend.agent.briefing import Command, Turn
 from backend.agent.stages import Stages
 from backend.common import keys
@@ -30,6 +30,8 @@ from backend.common.settings import CommonSettings
 
 GOODBYE_SLACK_SECONDS = 1.0
 """The launcher acts 2.5 s after the deadline that it is told; a goodbye may last 3 s."""
+ALARM_SECONDS = process.LATE_SECONDS - 0.2
+"""Past that deadline the process is ended whatever it does, with or without a launcher."""
 KEPT_TURNS = 200
 KEPT_TURNS_BYTES = 64 * 1024
 RETRY_SECONDS = 0.5
@@ -178,7 +180,8 @@ class RedisLink:
         return await self._exchange.run(self._client, call)
 
     def _write_deadline(self, seconds: float) -> None:
-        process.write_deadline(self._settings, self._agent.id, time.time() + seconds)
+        if process.write_deadline(self._settings, self._agent.id, time.time() + seconds):
+            watchdog.be_gone_in(seconds + ALARM_SECONDS)
 
     def _in_background(self, work: "asyncio._CoroutineLike[None]") -> None:
         task = asyncio.create_task(work)

@@ -78,8 +78,11 @@ class Tone:
 
     async def _begin(self, publication: rtc.LocalTrackPublication) -> None:
         await publication.wait_for_subscription()
-        if await self._link.begin() is None:
+        left_seconds = await self._link.begin()
+        if left_seconds is None:
             self._end(EndReason.AGENT_LOST)
+        else:
+            asyncio.get_running_loop().call_later(left_seconds, self._end, EndReason.TIME_LIMIT)
 
     async def _obey(self) -> None:
         async for command in self._link.commands():

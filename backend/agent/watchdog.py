@@ -1,12 +1,14 @@
 """Ends a process whose event loop is stuck: a timer in C that needs no interpreter lock.
 
-The loop itself moves the timer; a loop that hangs lets it run out. Nothing in a process can
-end it while it is stopped by a signal: that is left to the launcher.
+The loop itself moves the timer; a loop that hangs lets it run out. Behind it, for every bot and whatever it does,
+stands the kernel's own alarm. Nothing in a process can end it while it is stopped by a signal: that is left to the
+launcher.
 """
 
 import asyncio
 import faulthandler
 import os
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +19,11 @@ OVERDUE_SECONDS = 2.0
 """How long an agent may outlive the moment by which it must be gone."""
 MOVE_SECONDS = 1.0
 """Moving the timer makes a thread, 16 us: often enough to be early, seldom enough to cost nothing."""
+
+
+def be_gone_in(seconds: float) -> None:
+    """Let the kernel end this process after so long, whatever it does then; a later call moves the moment."""
+    signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.1))  # SIGALRM, which nobody handles
 
 
 class Watchdog:

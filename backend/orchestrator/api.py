@@ -187,9 +187,9 @@ async def webhook(house: TheHouse, request: Request, authorization: Annotated[st
 @others.get(
     "/health", tags=["operation"], responses=answers(EXAMPLE_HEALTH) | {503: {"description": "No call can be started"}}
 )
-async def health(house: TheHouse) -> Response:
+async def health(house: TheHouse, request: Request) -> Response:
     """Tell whether a call can be started (200; `degraded`: but a part is in trouble) or not (503)."""
-    is_well, report = await views.health(house)
+    is_well, report = await request.app.state.health.look(house)
     return JSONResponse(report, status_code=200 if is_well else 503)
 
 
@@ -220,6 +220,7 @@ def create_app(settings: ApiSettings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.house = open_house(settings, make_app(settings))
+        app.state.health = views.Health()
         app.state.rates = Rates(settings, app.state.house.store.client)
         app.state.house.rooms.on_made = app.state.metrics.room_made.observe
         yield

@@ -106,14 +106,14 @@ async def _plan(house: House, client: Client, request: StartRequest, key: str | 
         raise InvalidRequestError(str(error)) from None
     user = request.user_id or request.user_name
     user_id = f"{client.scope}/{user}" if client.scope else user
-    chosen = await texts.chosen(house, client, request, user_id)
+    chosen, fleet = await asyncio.gather(texts.chosen(house, client, request, user_id), house.store.fleet_size())
     proposed_id = session.new_session_id(await house.store.now_ms())
     return Start(
         proposed_id=proposed_id,
         user_id=user_id,
         room_token=house.rooms.agent_token(proposed_id),
         longest_ms=longest_ms,
-        fleet_ceiling=(await house.store.fleet_size()).capacity + house.max_waiting,
+        fleet_ceiling=fleet.capacity + house.max_waiting,
         user_ceiling=house.max_sessions_per_user,
         start_key=session.start_key(client.page or client.scope, key),
         body_hash=session.body_hash(request.model_dump()),

@@ -1,6 +1,7 @@
 """What the API shows: sessions, the fleet's figures, the health of the parts."""
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
@@ -17,6 +18,7 @@ from backend.orchestrator.store import Host
 from backend.orchestrator.troubles import read_troubles
 
 CHECK_SECONDS = 2.5
+SEEN_SECONDS = 0.25
 
 
 def session_view(session_id: str, record: Mapping[str, str], now_ms: int) -> SessionView:
@@ -92,6 +94,22 @@ def _host_view(host: Host, now_ms: int) -> dict[str, Any]:
         "busy": host.busy,
         "lastSeenSeconds": round(max(0, now_ms - host.seen_ms) / 1000, 1),
     }
+
+
+class Health:
+    """The last look at every part. Whoever asks needs no key: so one look at a time, and four a second at most."""
+
+    def __init__(self) -> None:
+        self._turn = asyncio.Lock()
+        self._seen_at, self._report = -math.inf, (False, dict[str, Any]())
+
+    async def look(self, house: House) -> tuple[bool, dict[str, Any]]:
+        """As ``health`` tells, a moment ago."""
+        async with self._turn:
+            if time.monotonic() - self._seen_at > SEEN_SECONDS:
+                self._report = await health(house)
+                self._seen_at = time.monotonic()
+            return self._report
 
 
 async def health(house: House) -> tuple[bool, dict[str, Any]]:

@@ -190,22 +190,39 @@ async def test_calls_go_on_while_the_launcher_worker_and_beat_are_killed_and_red
 
 
 async def test_an_agent_is_gone_by_its_deadline_when_every_program_is_dead() -> None:
-    """Also the one whose loop is blocked: its watchdog needs no loop, no launcher and no Redis."""
+    """Also those whose loops are blocked, before or in the goodbye: what ends them needs no launcher and no Redis."""
     find_binary()
     house = House(AGENT_BOT="tests.fakes.fake_wrecks:voice")
     try:
         await asyncio.to_thread(house.start)
-        talks = await asyncio.gather(*(a_talk(house, maxDurationSeconds=8) for _ in range(2)))
+        talks = await asyncio.gather(*(a_talk(house, maxDurationSeconds=8) for _ in range(3)))
         deadlines = [deadline(house, talk.session["agentId"]) for talk in talks]
         house.lose_power(but=[*(talk.pid for talk in talks), programs(house)["livekit"]])
-        moment = deadlines[1] - GOODBYE_SLACK_SECONDS - 0.2  # just before the call's own limit
-        await wait_until_async(lambda: time.time() > moment, timeout=15)
-        wreck(house, talks[1], "block_the_loop")
+        for number, seconds in ((1, -0.2), (2, 1.0)):  # from the call's own limit
+            moment = deadlines[number] - GOODBYE_SLACK_SECONDS + seconds
+            await wait_until_async(lambda: time.time() > moment, timeout=15)  # noqa: B023  # waited for at once
+            wreck(house, talks[number], "block_the_loop")
         gone = await asyncio.gather(*(gone_at(talk.pid, timeout=30) for talk in talks))
         late = [at - until for at, until in zip(gone, deadlines, strict=True)]
         assert max(late) <= LATE_SECONDS, late
         for talk in talks:
             await talk.caller.leave()
+    finally:
+        house.lose_power()
+        house.discard()
+
+
+@pytest.mark.parametrize("bot", ["tone", "tests.fakes.fake_wrecks:deaf"])
+async def test_so_is_the_agent_of_any_other_bot_also_one_that_never_ends(bot: str) -> None:
+    find_binary()
+    house = House(AGENT_BOT=bot)
+    try:
+        await asyncio.to_thread(house.start)
+        talk = await a_talk(house, maxDurationSeconds=6)
+        until = deadline(house, talk.session["agentId"])
+        house.lose_power(but=[talk.pid, programs(house)["livekit"]])
+        assert await gone_at(talk.pid, timeout=30) - until <= LATE_SECONDS
+        await talk.caller.leave()
     finally:
         house.lose_power()
         house.discard()

@@ -12,6 +12,7 @@ from backend.agent import bots
 from backend.agent.briefing import Bot, Briefing, Link
 from backend.agent.room import JoinedClient
 from backend.agent.rules import Clock
+from backend.agent.tone import Tone
 from backend.common.contract import EndReason
 from backend.common.settings import LauncherSettings
 
@@ -71,5 +72,21 @@ def voice(settings: LauncherSettings) -> Bot:
 
         asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, die)
         return await bot(briefing, link)
+
+    return hold
+
+
+class Deaf(Tone):
+    """Plays on whatever it is told, and then does not even give the loop back."""
+
+    def _end(self, _: EndReason) -> None:
+        block_the_loop()
+
+
+def deaf(settings: LauncherSettings) -> Bot:
+    """Load the bot that never ends."""
+
+    async def hold(briefing: Briefing, link: Link) -> EndReason:
+        return await Deaf(settings, briefing, link).run()
 
     return hold

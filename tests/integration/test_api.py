@@ -11,6 +11,8 @@ import pytest
 
 from backend.common import keys
 from backend.common.contract import Assignment
+from backend.orchestrator import views
+from backend.orchestrator.house import House
 from tests.integration.conftest import MakeSettings
 from tests.integration.running_api import RunningApi, host_is_seen, running_api
 from tests.livekit_server import LiveKitServer
@@ -351,6 +353,24 @@ async def test_health_names_each_part_with_its_state_and_latency(api: RunningApi
     assert answer.body["components"].keys() == {"redis", "broker", "livekit", "hosts"}
     for part in answer.body["components"].values():
         assert (part["state"], part["latencyMs"] >= 0) == ("ok", True)
+
+
+async def test_many_who_ask_for_health_are_one_look(
+    api: RunningApi, valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks, look = 0, views.health
+
+    async def count(house: House) -> tuple[bool, dict[str, Any]]:
+        nonlocal looks
+        looks += 1
+        return await look(house)
+
+    monkeypatch.setattr(views, "health", count)
+    monkeypatch.setattr(views, "SEEN_SECONDS", 60.0)
+    host_is_seen(valkey)
+    answers = await asyncio.gather(*(api.get("/health") for _ in range(50)))
+    assert {answer.status for answer in answers} == {200}
+    assert looks == 1
 
 
 async def test_health_is_503_without_a_host_and_livez_is_not(api: RunningApi) -> None:

@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from backend.agent.restraint import FREE_FAILURES
 from backend.common import exchange as x
 from backend.common import keys
 from backend.common.launcher_socket import LauncherRefused
@@ -77,6 +78,17 @@ def test_an_agent_that_dies_in_its_call_says_nothing_about_how_agents_start(laun
         launcher.wait_for_report(agent)
     assert launcher.spawn("b").pid
     assert host_says(launcher, "trouble") == ""
+
+
+def test_an_agent_that_dies_while_it_is_warm_crashed_at_its_start(launch: Launch) -> None:
+    launcher = launch()
+    for number in range(FREE_FAILURES):
+        assert host_says(launcher, "trouble") != "crashes"
+        agent = launcher.spawn(f"a{number}")
+        launcher.arrive(agent)
+        os.kill(agent.pid, signal.SIGSEGV)
+        launcher.wait_for_report(agent)
+    wait_until(lambda: host_says(launcher, "trouble") == "crashes")
 
 
 async def test_health_is_degraded_with_the_last_error_and_calls_may_come(

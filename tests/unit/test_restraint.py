@@ -84,6 +84,29 @@ def test_agents_that_were_starting_together_fail_once(restraint: Restraint) -> N
     assert restraint.room(starting=0) is None
 
 
+def test_agents_that_crash_when_they_are_ready_are_not_mended_by_others_that_are_only_ready(
+    restraint: Restraint,
+) -> None:
+    for number in range(FREE_FAILURES):
+        agent_id = f"a{number}"
+        restraint.started(agent_id)
+        restraint.ready([agent_id])
+        restraint.failed(agent_id, was_ready=True)
+    assert restraint.trouble() is Trouble.CRASHES
+    restraint.started("b")
+    restraint.ready(["b"])
+    assert restraint.trouble() is Trouble.CRASHES
+    restraint.ready(["b"], steady_ids=["b"])
+    assert restraint.trouble() is None
+
+
+def test_whoever_has_ended_shows_nothing(restraint: Restraint) -> None:
+    restraint.started("a")
+    restraint.ended("a")
+    restraint.failed("a")
+    assert restraint._failures == 0
+
+
 def test_after_a_rest_one_agent_is_tried_at_a_time(restraint: Restraint, clock: Clock) -> None:
     for _ in range(FREE_FAILURES):
         fail(restraint)
