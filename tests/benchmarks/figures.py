@@ -1,7 +1,7 @@
-"""The tables and plots of a run, for docs/performance.md: only what stands between its markers is rewritten."""
+"""The tables and plots of runs, for docs/performance.md: only what stands between its markers is rewritten."""
 
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from tests.benchmarks.documents import DOCS, Part
@@ -15,16 +15,21 @@ TALK_SECONDS = 60
 """Of the calls whose cost is told by the thousand."""
 
 Results = dict[str, Any]
+"""``about`` a run, and its ``rows`` by section."""
 
 
-def tables(results: Results) -> str:
+def merged(runs: Sequence[Results]) -> dict[str, list[Row]]:
+    """The rows of all runs by section; where several have a section, those of the last one."""
+    return {name: rows for run in runs for name, rows in run["rows"].items()}
+
+
+def tables(runs: Sequence[Results]) -> str:
     """The whole part of the page, in Markdown."""
-    rows, about = results["rows"], results["about"]
+    rows = merged(runs)
+    commands = "\n".join(f"{run['about']['command']}  # {run['about']['date']}" for run in runs)
     parts = [
-        f"```\n{about['command']}\n```",
-        f"{about['date']}, {about['cores']} cores ({about['machine']}), {about['memory_gb']} GB, "
-        f"Python {about['python']}, LiveKit server {about['livekit_server']}, livekit {about['livekit']}, "
-        f"{about['warm']} warm agents in each system.",
+        f"```\n{commands}\n```",
+        "\n".join(dict.fromkeys(_machine(run["about"]) for run in runs)),
         _section("Against the targets", targets(rows), ("", "target", "measured", "met")),
     ]
     for name, title in _waits(rows):
@@ -39,12 +44,20 @@ def tables(results: Results) -> str:
     return "\n\n".join(parts)
 
 
-def write(results: Results) -> None:
+def _machine(about: dict[str, Any]) -> str:
+    return (
+        f"{about['cores']} cores ({about['machine']}), {about['memory_gb']} GB, Python {about['python']}, "
+        f"LiveKit server {about['livekit_server']}, livekit {about['livekit']}, "
+        f"{about['warm']} warm agents in each system."
+    )
+
+
+def write(runs: Sequence[Results]) -> None:
     """Rewrite this command's part of the page, and its plots."""
     from tests.benchmarks import plots  # noqa: PLC0415  # matplotlib, which only this command has
 
-    images = "\n".join(f"![{text}]({name})" for name, text in plots.draw(results, DOCS).items())
-    PART.write(f"{tables(results)}\n\n{images}")
+    images = "\n".join(f"![{text}]({name})" for name, text in plots.draw(merged(runs), DOCS).items())
+    PART.write(f"{tables(runs)}\n\n{images}")
 
 
 WAIT_HEAD = (

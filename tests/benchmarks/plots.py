@@ -17,9 +17,8 @@ WIDTH, HEIGHT, DOTS_PER_INCH = 10, 3.4, 90
 """Small files that can be read on a page."""
 
 
-def draw(results: dict[str, Any], folder: Path) -> dict[str, str]:
+def draw(rows: dict[str, list[Row]], folder: Path) -> dict[str, str]:
     """Write each plot that there are rows for; returns their names, with what they show."""
-    rows = results["rows"]
     written = {}
     waits = [name for name in ("latency", "burst 8", "burst 50", "poisson") if name in rows]
     if waits:
