@@ -107,10 +107,10 @@ def _memory_row(row: Row) -> list[str]:
 
 def _processor_row(system: str, rows: list[Row]) -> list[str]:
     idle, idle_all = _idle(rows[0])
-    start = statistics.mean(sum(row["per_start"].values()) for row in rows)
-    second = statistics.mean(sum(row["per_second"].values()) for row in rows)
-    thousand = 1000 * (start + TALK_SECONDS * second)
-    return [system, f"{idle:.2f}", f"{idle_all:.1f}", f"{start:.2f}", f"{second * 100:.1f}", f"{thousand:,.0f}"]
+    start = statistics.mean(row["start_seconds"] for row in rows)
+    live = statistics.mean(share for row in rows for share in row["live"])
+    thousand = 1000 * (start + TALK_SECONDS * live)
+    return [system, f"{idle:.2f}", f"{idle_all:.1f}", f"{start:.2f}", f"{live * 100:.1f}", f"{thousand:,.0f}"]
 
 
 def _idle(row: Row) -> tuple[float, float]:

@@ -60,6 +60,17 @@ def test_runs_are_drawn_as_one_in_which_a_later_section_replaces_an_earlier_one(
     assert text.count("4 warm agents in each system") == 1
 
 
+def test_a_thousand_calls_cost_their_starts_and_what_live_agents_use() -> None:
+    rows = [
+        {"system": figures.FIRST, "idle": {"launcher": 0.04}, "start_seconds": 0.5, "live": [0.06, 0.08]},
+        {"system": figures.FIRST, "idle": {"launcher": 0.04}, "start_seconds": 0.7, "live": [0.08, 0.10]},
+    ]
+    ((_, idle, _, start, live, thousand),) = cells(
+        figures.tables([{"about": ABOUT, "rows": {"processor": rows}}]), figures.FIRST
+    )
+    assert (idle, start, live, thousand) == ("1.00", "0.60", "8.0", "5,400")
+
+
 @pytest.mark.parametrize(
     ("arguments", "is_whole"),
     [([], True), (["--calls", "5"], True), (["--only", "poisson"], False), (["--systems", "parked"], False)],
