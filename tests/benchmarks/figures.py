@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from tests.benchmarks.documents import DOCS, Part
+from tests.benchmarks.documents import DOCS, TARGET_HEAD, Part, at_most
 from tests.benchmarks.sections import Row
 
 PART = Part(page=DOCS / "performance.md", name="bench", command="make bench")
@@ -30,7 +30,7 @@ def tables(runs: Sequence[Results]) -> str:
     parts = [
         f"```\n{commands}\n```",
         "\n".join(dict.fromkeys(_machine(run["about"]) for run in runs)),
-        _section("Against the targets", targets(rows), ("", "target", "measured", "met")),
+        _section("Against the targets", targets(rows), TARGET_HEAD),
     ]
     for name, title in _waits(rows):
         parts.append(_section(title, [_wait_row(*each) for each in _by_system(rows[name])], WAIT_HEAD))
@@ -130,34 +130,30 @@ def targets(rows: dict[str, list[Row]]) -> list[list[str]]:
     lines = _wait_targets(calls[FIRST], calls.get(PEER, [])) if FIRST in calls else []
     if "burst 50" in rows:
         lost = sum("lost" in row for row in rows["burst 50"] if row["system"] == FIRST)
-        lines.append(_at_most("lost of a burst of 50", 0, lost, "calls"))
+        lines.append(at_most("lost of a burst of 50", 0, lost, "calls"))
     for row in rows.get("memory", []):
         if row["system"] != PEER:
-            lines.append(_at_most(f"tree of 4 warm agents ({row['system']})", 250, row["warm_tree_pss"], "MB"))
+            lines.append(at_most(f"tree of 4 warm agents ({row['system']})", 250, row["warm_tree_pss"], "MB"))
     for name, each in _by_system(rows.get("processor", [])):
         if name != PEER:
-            lines.append(_at_most(f"a warm agent's idle time ({name})", 1, _idle(each[0])[0], "% of a core"))
+            lines.append(at_most(f"a warm agent's idle time ({name})", 1, _idle(each[0])[0], "% of a core"))
             if fork_ms := [took for row in each for took in row.get("fork_ms", ())]:
                 what = f"fork to warm beside 4 calls, median of {len(fork_ms)} ({name})"
-                lines.append(_at_most(what, 250, statistics.median(fork_ms), "ms"))
+                lines.append(at_most(what, 250, statistics.median(fork_ms), "ms"))
     return lines
 
 
 def _wait_targets(ours: list[Row], theirs: list[Row]) -> list[list[str]]:
     lines = [
-        _at_most("first sound after the caller's own connect, median", 40, _median(ours, "after_connect"), "ms"),
-        _at_most("answer, p95", 15, percentile([row["answer"] for row in ours], 95), "ms"),
-        _at_most("end to process gone, p95", 1000, percentile([row["end_to_gone"] for row in ours], 95), "ms"),
+        at_most("first sound after the caller's own connect, median", 40, _median(ours, "after_connect"), "ms"),
+        at_most("answer, p95", 15, percentile([row["answer"] for row in ours], 95), "ms"),
+        at_most("end to process gone, p95", 1000, percentile([row["end_to_gone"] for row in ours], 95), "ms"),
     ]
     if theirs:
         times = _median(theirs, "heard") / _median(ours, "heard")
         verdict = "yes" if times >= SOONER else "**no**"
         lines.append(["first sound sooner than the peer's, median", f"at least {SOONER} x", f"{times:.2f} x", verdict])
     return lines
-
-
-def _at_most(what: str, limit: float, measured: float, unit: str) -> list[str]:
-    return [what, f"at most {limit:g} {unit}", f"{measured:.3g} {unit}", "yes" if measured <= limit else "**no**"]
 
 
 def spread(values: Iterable[float | None]) -> str:
