@@ -204,7 +204,7 @@ class JoinedTransport(LiveKitTransport):
 
     async def played(self) -> None:
         """Wait, after 'stopped speaking', until the listener has heard the last word."""
-        # Not AudioSource.wait_for_playout(): Pipecat keeps the source fed with silence, so it never ends.
+        # AudioSource.wait_for_playout() would not do: it ends with the queue, before the listener's own buffer.
         await asyncio.sleep((OUTPUT_QUEUE_MS + OUTPUT_CHUNK_MS) / 1000 + LISTENER_SECONDS)
 
     def silence(self, is_silenced: bool) -> None:

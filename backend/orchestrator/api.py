@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 import uvicorn
@@ -219,7 +220,8 @@ def create_app(settings: ApiSettings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        app.state.house = open_house(settings, make_app(settings))
+        house = open_house(settings, make_app(settings))
+        app.state.house = replace(house, on_claimed=app.state.metrics.claimed.observe)
         app.state.health = views.Health()
         app.state.rates = Rates(settings, app.state.house.store.client)
         app.state.house.rooms.on_made = app.state.metrics.room_made.observe

@@ -8,6 +8,8 @@ class GreenroomError(Exception):
 
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal_error"
+    refused_by: ClassVar[str] = ""
+    """What refused a start outside Redis (greenroom_api_starts_refused_total); '': Redis did, or the client's fault."""
 
     def __init__(self, detail: str, *, retry_after_seconds: int | None = None) -> None:
         super().__init__(detail)
@@ -68,6 +70,7 @@ class RateLimitedError(GreenroomError):
 
     status = 429
     code = "rate_limited"
+    refused_by = "rate"
 
 
 class UnavailableError(GreenroomError):
@@ -75,3 +78,21 @@ class UnavailableError(GreenroomError):
 
     status = 503
     code = "unavailable"
+
+
+class RedisAwayError(UnavailableError):
+    """Raised when Redis does not answer."""
+
+    refused_by = "redis"
+
+
+class LiveKitAwayError(UnavailableError):
+    """Raised when LiveKit does not answer, or refuses us."""
+
+    refused_by = "livekit"
+
+
+class TooManyStartsError(UnavailableError):
+    """Raised when a start's turn does not come: so many come at once."""
+
+    refused_by = "turn"

@@ -1,7 +1,8 @@
 """What the use cases work with, made once per process and event loop."""
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -9,11 +10,12 @@ from typing import TypeVar
 from celery import Celery
 from loguru import logger
 
+from backend.common.contract import Arrival
 from backend.common.exchange import Call, Exchange
 from backend.common.limits import Limits
 from backend.common.settings import ApiSettings, OrchestratorSettings
 from backend.orchestrator.commands import Commands
-from backend.orchestrator.errors import UnavailableError
+from backend.orchestrator.errors import TooManyStartsError
 from backend.orchestrator.rooms import Rooms
 from backend.orchestrator.store import Store
 
@@ -38,17 +40,19 @@ class House:
     max_waiting: int = 0
     """Most sessions in the line; only the API admits any."""
     max_sessions_per_user: int = 0
+    on_claimed: Callable[[float], None] = lambda _seconds: None
+    """Is told how long Redis took to answer each start."""
     _background: set["asyncio.Future[None]"] = field(default_factory=set)
     _starts: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(STARTS_AT_ONCE))
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
-        """Admit so many starts at a time, first come, first served. Raises: UnavailableError"""
+        """Admit so many starts at a time, first come, first served. Raises: TooManyStartsError"""
         try:
             async with asyncio.timeout(TURN_SECONDS):
                 await self._starts.acquire()
         except TimeoutError:
-            raise UnavailableError("Too many starts at once: try again soon", retry_after_seconds=5) from None
+            raise TooManyStartsError("Too many starts at once: try again soon", retry_after_seconds=5) from None
         try:
             yield
         finally:
@@ -57,6 +61,13 @@ class House:
     async def run(self, call: Call[Reply]) -> Reply:
         """Make one call of the exchange. Raises: redis.RedisError"""
         return await self.exchange.run(self.store.client, call)
+
+    async def claim(self, call: Call[Arrival]) -> Arrival:
+        """Let a session arrive, and tell how long it took. Raises: redis.RedisError"""
+        before = time.perf_counter()
+        arrival = await self.run(call)
+        self.on_claimed(time.perf_counter() - before)
+        return arrival
 
     def in_background(self, work: Coroutine[None, None, None]) -> None:
         """Do what nobody waits for; a room that stays because of a fault is found by the reconcile."""

@@ -24,6 +24,7 @@ from backend.common.exchange import read_fleet
 from backend.common.numbers import Fleet
 from backend.orchestrator import fleet_metrics, supply
 from backend.orchestrator.commands import QueueState
+from backend.orchestrator.errors import LiveKitAwayError, RateLimitedError, RedisAwayError, TooManyStartsError
 from backend.orchestrator.fleet_metrics import Look
 from backend.orchestrator.house import House
 
@@ -31,8 +32,11 @@ LOOK_SECONDS = 0.8
 """For the two looks, at the same time: with Redis away a scrape still answers within a second."""
 ANSWER_SECONDS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0)
 LAG_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+CLAIM_SECONDS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
+"""Around the 5 ms that a claim may take; after one second a start is answered without it."""
 LIVEKIT_SECONDS = (0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 METHODS = ("GET", "POST")
+START = "/session/start"
 OTHER = "other"
 """Paths and methods that are none of ours: anyone may make them up, so they share a label."""
 
@@ -71,6 +75,20 @@ class ApiMetrics:
             buckets=LIVEKIT_SECONDS,
             registry=self.registry,
         )
+        self.claimed = Histogram(
+            "greenroom_api_claim_seconds",
+            "from asking Redis for a start's agent or place in the line to its answer",
+            buckets=CLAIM_SECONDS,
+            registry=self.registry,
+        )
+        self.starts_refused = Counter(
+            "greenroom_api_starts_refused",
+            "starts refused by this process, not by Redis: too many at once, LiveKit or Redis away, a rate limit",
+            ["cause"],
+            registry=self.registry,
+        )
+        for error in (TooManyStartsError, LiveKitAwayError, RedisAwayError, RateLimitedError):
+            self.starts_refused.labels(error.refused_by)
         for make in (ThisProcess, PlatformCollector, GCCollector):
             make(registry=self.registry)
 
@@ -88,6 +106,8 @@ class ApiMetrics:
         method = scope["method"] if scope["method"] in METHODS else OTHER
         self.requests.labels(route, method, status).inc()
         self.seconds.labels(route, method).observe(seconds)
+        if route == START and (cause := scope.get("refused_by")):
+            self.starts_refused.labels(cause).inc()
 
 
 class Measured:

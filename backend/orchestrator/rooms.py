@@ -16,7 +16,7 @@ from loguru import logger
 
 from backend.common.contract import AGENT_IDENTITY
 from backend.common.settings import OrchestratorSettings
-from backend.orchestrator.errors import UnauthorizedError, UnavailableError
+from backend.orchestrator.errors import LiveKitAwayError, UnauthorizedError
 
 Reply = TypeVar("Reply")
 
@@ -117,7 +117,7 @@ class Rooms:
     async def create(self, session_id: str) -> None:
         """Make the session's room; one that exists stays as it is.
 
-        Raises: UnavailableError when LiveKit does not do it in time.
+        Raises: LiveKitAwayError when LiveKit does not do it in time.
         """
         request = api.CreateRoomRequest(
             name=session_id,
@@ -132,7 +132,7 @@ class Rooms:
     async def delete(self, session_id: str) -> None:
         """Close the session's room and put everyone out; none there is success.
 
-        Raises: UnavailableError when LiveKit does not do it in time.
+        Raises: LiveKitAwayError when LiveKit does not do it in time.
         """
 
         async def delete_if_there() -> None:
@@ -147,7 +147,7 @@ class Rooms:
     async def list_ours(self) -> list[RoomInfo]:
         """Every room of this deployment.
 
-        Raises: UnavailableError when LiveKit does not answer in time.
+        Raises: LiveKitAwayError when LiveKit does not answer in time.
         """
         reply = await self._ask(lambda: self._service.room.list_rooms(api.ListRoomsRequest()))
         ours = [room for room in reply.rooms if room.metadata == self._metadata]
@@ -156,7 +156,7 @@ class Rooms:
     async def ping(self) -> None:
         """Return when LiveKit answers and accepts our key.
 
-        Raises: UnavailableError
+        Raises: LiveKitAwayError
         """
         request = api.ListRoomsRequest(names=["-"])  # no such room: the shortest answer
         await self._ask(lambda: self._service.room.list_rooms(request))
@@ -180,9 +180,9 @@ class Rooms:
         except (TimeoutError, api.ServerError, *BROKEN) as error:
             if isinstance(error, api.ServerError) and error.status < 500:
                 logger.error("LiveKit refuses us: check LIVEKIT_URL, _API_KEY and _API_SECRET", code=error.code)
-                raise UnavailableError("LiveKit refuses this server's requests: tell its operator") from None
+                raise LiveKitAwayError("LiveKit refuses this server's requests: tell its operator") from None
             logger.warning("LiveKit does not answer", error=type(error).__name__)
-            raise UnavailableError(
+            raise LiveKitAwayError(
                 "LiveKit does not answer: try again in a few seconds", retry_after_seconds=5
             ) from None
 

@@ -18,7 +18,7 @@ from backend.orchestrator.errors import (
     BodyTooLargeError,
     GreenroomError,
     InvalidRequestError,
-    UnavailableError,
+    RedisAwayError,
 )
 
 PAGE = Path(__file__).parent / "page"
@@ -40,11 +40,13 @@ def add_error_answers(app: FastAPI) -> None:
         known = error if isinstance(error, GreenroomError) else GreenroomError("Something went wrong")
         if known.status >= 500:
             logger.warning("request not served", path=request.url.path, status=known.status, detail=str(known))
+        request.scope["refused_by"] = known.refused_by  # metrics.py counts those of starts
         return answer_to(known)
 
-    async def redis_is_away(_: Request, error: Exception) -> Response:
+    async def redis_is_away(request: Request, error: Exception) -> Response:
         logger.warning("Redis does not answer", error=type(error).__name__)
-        return answer_to(UnavailableError("Redis does not answer: try again in a few seconds", retry_after_seconds=5))
+        request.scope["refused_by"] = RedisAwayError.refused_by
+        return answer_to(RedisAwayError("Redis does not answer: try again in a few seconds", retry_after_seconds=5))
 
     async def invalid(_: Request, error: Exception) -> Response:
         problems = error.errors() if isinstance(error, RequestValidationError) else []

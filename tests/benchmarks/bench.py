@@ -3,7 +3,8 @@
     python -m tests.benchmarks.bench [--only latency,burst] [--calls 30] [--minutes 3]
 
 One LiveKit server, the same bot (a tone from the first moment) and the same number of warm agents in each system; the
-product's own voice beside them. Raw rows go to .run/bench/, the table and the plots to docs/.
+product's own voice beside them. Raw rows go to .run/bench/, the table and the plots to docs/; those of a part only with
+``--draw WHOLE.json PART.json``, which draws several runs as one.
 """
 
 import argparse
@@ -13,7 +14,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from functools import partial
@@ -27,6 +28,7 @@ from backend.local import livekit as livekit_server
 from backend.local.setup import ROOT
 from tests.benchmarks import figures, hung, sections
 from tests.benchmarks.callers import Callers
+from tests.benchmarks.figures import Results
 from tests.benchmarks.sections import Bench, Row
 from tests.benchmarks.systems import WARM, Greenroom, Peer, System, a_livekit
 from tests.commands import run_command
@@ -89,6 +91,8 @@ def about(options: argparse.Namespace) -> dict[str, Any]:
     arguments = f"--calls {options.calls} --minutes {options.minutes:g}"
     if options.only != list(SECTIONS):
         arguments += f" --only '{','.join(options.only)}'"
+    if options.systems:
+        arguments += f" --systems '{options.systems}'"
     return {
         "command": f'make bench ARGS="{arguments}"',
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
@@ -102,7 +106,12 @@ def about(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def keep(results: dict[str, Any]) -> None:
+def is_whole(options: argparse.Namespace) -> bool:
+    """Whether a run has all that docs/ shows: what a part left out would be gone from there."""
+    return options.only == list(SECTIONS) and not options.systems
+
+
+def keep(results: Results) -> None:
     """Write the raw rows."""
     RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / f"{datetime.now(UTC):%Y%m%d-%H%M%S}.json"
@@ -116,16 +125,22 @@ def say(line: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {line}", end=end, file=sys.stderr, flush=True)  # noqa: T201  # its face
 
 
-def parse() -> argparse.Namespace:
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default=",".join(SECTIONS), help=f"of {','.join(SECTIONS)}")
     parser.add_argument("--calls", type=int, default=30, help="of each system, one after the other")
     parser.add_argument("--minutes", type=float, default=3, help="of callers who come as they like")
     parser.add_argument("--systems", default="", help="only these, by their names, separated by commas")
-    parser.add_argument("--draw", type=Path, help="only draw these results again")
+    parser.add_argument(
+        "--draw",
+        type=Path,
+        nargs="+",
+        default=[],
+        help="only draw these results; a later one's sections replace others",
+    )
     parser.add_argument("--no-docs", action="store_true", help="leave docs/ as it is")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     options.only = options.only.split(",")
     if unknown := {name.split()[0] for name in options.only} - set(SECTIONS):
         parser.error(f"no such section: {', '.join(sorted(unknown))}")
@@ -134,19 +149,23 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     """Measure, keep the raw rows, write the page."""
-    options = parse()
+    options = parse(sys.argv[1:])
     if options.draw:
-        results = json.loads(options.draw.read_text())
+        runs = [json.loads(path.read_text()) for path in options.draw]
     else:
-        results = {"about": about(options), "rows": {}}
+        runs = [{"about": about(options), "rows": {}}]
         try:
             with running(options.systems) as systems:
-                asyncio.run(measure(systems, options, results["rows"]))
+                asyncio.run(measure(systems, options, runs[0]["rows"]))
         finally:  # what was measured before an interruption is not lost
-            keep(results)
-    print(figures.tables(results))  # noqa: T201  # its face
-    if not options.no_docs:
-        figures.write(results)
+            keep(runs[0])
+    print(figures.tables(runs))  # noqa: T201  # its face
+    if options.no_docs:
+        return
+    if options.draw or is_whole(options):
+        figures.write(runs)
+    else:
+        say('a part: docs/ is as it was. Together with a whole run: make bench ARGS="--draw WHOLE.json PART.json"\n')
 
 
 if __name__ == "__main__":

@@ -68,6 +68,14 @@ def is_there(pid: int) -> bool:
         return False
 
 
+def is_stopped(pid: int) -> bool:
+    """Whether a signal has stopped it."""
+    try:
+        return _fields(pid)[0] == b"T"
+    except OSError:
+        return False
+
+
 def _ticks(pid: int) -> int:
     return sum(int(field) for field in _fields(pid)[11:15])  # utime, stime, and those of children that were waited for
 

@@ -14,6 +14,14 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
 
 
+TARGET_HEAD = ("", "target", "measured", "met")
+
+
+def at_most(what: str, limit: float, measured: float, unit: str) -> list[str]:
+    """The line of a target under this head: what was asked, what came, and whether that is enough."""
+    return [what, f"at most {limit:g} {unit}", f"{measured:.3g} {unit}", "yes" if measured <= limit else "**no**"]
+
+
 def machine() -> str:
     """Say what it was measured on."""
     return f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"

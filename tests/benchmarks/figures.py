@@ -1,10 +1,10 @@
-"""The tables and plots of a run, for docs/performance.md: only what stands between its markers is rewritten."""
+"""The tables and plots of runs, for docs/performance.md: only what stands between its markers is rewritten."""
 
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from tests.benchmarks.documents import DOCS, Part
+from tests.benchmarks.documents import DOCS, TARGET_HEAD, Part, at_most
 from tests.benchmarks.sections import Row
 
 PART = Part(page=DOCS / "performance.md", name="bench", command="make bench")
@@ -15,17 +15,22 @@ TALK_SECONDS = 60
 """Of the calls whose cost is told by the thousand."""
 
 Results = dict[str, Any]
+"""``about`` a run, and its ``rows`` by section."""
 
 
-def tables(results: Results) -> str:
+def merged(runs: Sequence[Results]) -> dict[str, list[Row]]:
+    """The rows of all runs by section; where several have a section, those of the last one."""
+    return {name: rows for run in runs for name, rows in run["rows"].items()}
+
+
+def tables(runs: Sequence[Results]) -> str:
     """The whole part of the page, in Markdown."""
-    rows, about = results["rows"], results["about"]
+    rows = merged(runs)
+    commands = "\n".join(f"{run['about']['command']}  # {run['about']['date']}" for run in runs)
     parts = [
-        f"```\n{about['command']}\n```",
-        f"{about['date']}, {about['cores']} cores ({about['machine']}), {about['memory_gb']} GB, "
-        f"Python {about['python']}, LiveKit server {about['livekit_server']}, livekit {about['livekit']}, "
-        f"{about['warm']} warm agents in each system.",
-        _section("Against the targets", targets(rows), ("", "target", "measured", "met")),
+        f"```\n{commands}\n```",
+        "\n".join(dict.fromkeys(_machine(run["about"]) for run in runs)),
+        _section("Against the targets", targets(rows), TARGET_HEAD),
     ]
     for name, title in _waits(rows):
         parts.append(_section(title, [_wait_row(*each) for each in _by_system(rows[name])], WAIT_HEAD))
@@ -39,12 +44,20 @@ def tables(results: Results) -> str:
     return "\n\n".join(parts)
 
 
-def write(results: Results) -> None:
+def _machine(about: dict[str, Any]) -> str:
+    return (
+        f"{about['cores']} cores ({about['machine']}), {about['memory_gb']} GB, Python {about['python']}, "
+        f"LiveKit server {about['livekit_server']}, livekit {about['livekit']}, "
+        f"{about['warm']} warm agents in each system."
+    )
+
+
+def write(runs: Sequence[Results]) -> None:
     """Rewrite this command's part of the page, and its plots."""
     from tests.benchmarks import plots  # noqa: PLC0415  # matplotlib, which only this command has
 
-    images = "\n".join(f"![{text}]({name})" for name, text in plots.draw(results, DOCS).items())
-    PART.write(f"{tables(results)}\n\n{images}")
+    images = "\n".join(f"![{text}]({name})" for name, text in plots.draw(merged(runs), DOCS).items())
+    PART.write(f"{tables(runs)}\n\n{images}")
 
 
 WAIT_HEAD = (
@@ -94,10 +107,10 @@ def _memory_row(row: Row) -> list[str]:
 
 def _processor_row(system: str, rows: list[Row]) -> list[str]:
     idle, idle_all = _idle(rows[0])
-    start = statistics.mean(sum(row["per_start"].values()) for row in rows)
-    second = statistics.mean(sum(row["per_second"].values()) for row in rows)
-    thousand = 1000 * (start + TALK_SECONDS * second)
-    return [system, f"{idle:.2f}", f"{idle_all:.1f}", f"{start:.2f}", f"{second * 100:.1f}", f"{thousand:,.0f}"]
+    start = statistics.mean(row["start_seconds"] for row in rows)
+    live = statistics.mean(share for row in rows for share in row["live"])
+    thousand = 1000 * (start + TALK_SECONDS * live)
+    return [system, f"{idle:.2f}", f"{idle_all:.1f}", f"{start:.2f}", f"{live * 100:.1f}", f"{thousand:,.0f}"]
 
 
 def _idle(row: Row) -> tuple[float, float]:
@@ -117,34 +130,30 @@ def targets(rows: dict[str, list[Row]]) -> list[list[str]]:
     lines = _wait_targets(calls[FIRST], calls.get(PEER, [])) if FIRST in calls else []
     if "burst 50" in rows:
         lost = sum("lost" in row for row in rows["burst 50"] if row["system"] == FIRST)
-        lines.append(_at_most("lost of a burst of 50", 0, lost, "calls"))
+        lines.append(at_most("lost of a burst of 50", 0, lost, "calls"))
     for row in rows.get("memory", []):
         if row["system"] != PEER:
-            lines.append(_at_most(f"tree of 4 warm agents ({row['system']})", 250, row["warm_tree_pss"], "MB"))
+            lines.append(at_most(f"tree of 4 warm agents ({row['system']})", 250, row["warm_tree_pss"], "MB"))
     for name, each in _by_system(rows.get("processor", [])):
         if name != PEER:
-            lines.append(_at_most(f"a warm agent's idle time ({name})", 1, _idle(each[0])[0], "% of a core"))
+            lines.append(at_most(f"a warm agent's idle time ({name})", 1, _idle(each[0])[0], "% of a core"))
             if fork_ms := [took for row in each for took in row.get("fork_ms", ())]:
                 what = f"fork to warm beside 4 calls, median of {len(fork_ms)} ({name})"
-                lines.append(_at_most(what, 250, statistics.median(fork_ms), "ms"))
+                lines.append(at_most(what, 250, statistics.median(fork_ms), "ms"))
     return lines
 
 
 def _wait_targets(ours: list[Row], theirs: list[Row]) -> list[list[str]]:
     lines = [
-        _at_most("first sound after the caller's own connect, median", 40, _median(ours, "after_connect"), "ms"),
-        _at_most("answer, p95", 15, percentile([row["answer"] for row in ours], 95), "ms"),
-        _at_most("end to process gone, p95", 1000, percentile([row["end_to_gone"] for row in ours], 95), "ms"),
+        at_most("first sound after the caller's own connect, median", 40, _median(ours, "after_connect"), "ms"),
+        at_most("answer, p95", 15, percentile([row["answer"] for row in ours], 95), "ms"),
+        at_most("end to process gone, p95", 1000, percentile([row["end_to_gone"] for row in ours], 95), "ms"),
     ]
     if theirs:
         times = _median(theirs, "heard") / _median(ours, "heard")
         verdict = "yes" if times >= SOONER else "**no**"
         lines.append(["first sound sooner than the peer's, median", f"at least {SOONER} x", f"{times:.2f} x", verdict])
     return lines
-
-
-def _at_most(what: str, limit: float, measured: float, unit: str) -> list[str]:
-    return [what, f"at most {limit:g} {unit}", f"{measured:.3g} {unit}", "yes" if measured <= limit else "**no**"]
 
 
 def spread(values: Iterable[float | None]) -> str:

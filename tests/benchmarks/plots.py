@@ -1,5 +1,6 @@
 """The plots of a run: how long callers waited, and what the systems cost."""
 
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,8 @@ WIDTH, HEIGHT, DOTS_PER_INCH = 10, 3.4, 90
 """Small files that can be read on a page."""
 
 
-def draw(results: dict[str, Any], folder: Path) -> dict[str, str]:
+def draw(rows: dict[str, list[Row]], folder: Path) -> dict[str, str]:
     """Write each plot that there are rows for; returns their names, with what they show."""
-    rows = results["rows"]
     written = {}
     waits = [name for name in ("latency", "burst 8", "burst 50", "poisson") if name in rows]
     if waits:
@@ -35,12 +35,9 @@ def draw(results: dict[str, Any], folder: Path) -> dict[str, str]:
         memory = {row["system"]: row["warm_tree_pss"] for row in rows["memory"]}
         _draw_bars(axes[0][0], memory, "tree of 4 warm agents, MB")
         first = {row["system"]: row for row in reversed(rows["processor"])}
-        _draw_bars(
-            axes[0][1], {n: sum(r["per_start"].values()) for n, r in first.items()}, "start and end, core-seconds"
-        )
-        _draw_bars(
-            axes[0][2], {n: 100 * sum(r["per_second"].values()) for n, r in first.items()}, "live agent, % of a core"
-        )
+        _draw_bars(axes[0][1], {n: r["start_seconds"] for n, r in first.items()}, "start and end, core-seconds")
+        live = {n: 100 * statistics.mean(r["live"]) for n, r in first.items()}
+        _draw_bars(axes[0][2], live, "live agent, % of a core")
         written["cost.png"] = "Memory and processor time, by system"
         _save(figure, folder / "cost.png")
     return written

@@ -163,7 +163,7 @@ async def memory(bench: Bench) -> list[Row]:
 
 
 async def processor(bench: Bench, rounds: int) -> list[Row]:
-    """Core-seconds: idle, for a start with its end, and for a second of talk."""
+    """Core-seconds: of each program idle, of a start with its end, of a live agent for each second of its talk."""
     for system in bench.systems:
         await system.settle()
     bench.say(f"idle for {IDLE_SECONDS:.0f} s")
@@ -178,30 +178,43 @@ async def processor(bench: Bench, rounds: int) -> list[Row]:
 
 
 async def _cost_of_calls(bench: Bench, system: System, idle: dict[str, float]) -> Row:
+    """A few calls at once. What a live agent uses is read from its own process while it talks, and nothing else is.
+
+    A start is all the rest: what all programs used from before the calls until all is as it was, without what they
+    use idle and without the live agents' talk. So a call's end is in it, and its replacement in the pool, and the
+    little that other programs do for a call while it lasts.
+    """
     began, before = time.monotonic(), system.cpu_by_program()
     known = system.fork_ms()
     placed = bench.callers.place(system.url, count=LIVE_CALLS, stay=60)
-    heard = [await call.heard for call in placed]
+    pids = [await system.agent_pid(heard["session"]) for call in placed if (heard := await call.heard)]
+    heard_at = time.monotonic()
     await asyncio.sleep(2)  # the pool fills up again meanwhile
-    talk_began, talk_before = time.monotonic(), system.cpu_by_program()
+    talk_began, talk_before = time.monotonic(), _used(pids)
     await asyncio.sleep(TALK_SECONDS)
     talk_seconds = time.monotonic() - talk_began
-    talk = _difference(system.cpu_by_program(), talk_before)
+    live = [(used - talk_before[pid]) / talk_seconds for pid, used in _used(pids).items() if costs.is_there(pid)]
     fork_ms = [took for pid, took in system.fork_ms().items() if pid not in known]
     for call in placed:
         bench.callers.hang_up(call)
+    talked = sum(live) * (time.monotonic() - heard_at)
     over = [await call.over for call in placed]
     await system.settle()
-    seconds = time.monotonic() - began
     whole = _difference(system.cpu_by_program(), before)
-    calls = sum(one is not None for one in heard)
-    per_second = {name: (used / talk_seconds - idle[name]) / calls for name, used in talk.items()}
-    # The calls lasted two seconds longer than what was looked at.
-    lasted = talk_seconds + 2
-    per_start = {n: (used - idle[n] * seconds) / calls - per_second[n] * lasted for n, used in whole.items()}
-    concealed = [one["concealed_seconds"] for one in over if one]
-    row: Row = {"system": system.name, "idle": idle, "per_second": per_second, "per_start": per_start}
-    return row | {"concealed_seconds": concealed, "fork_ms": fork_ms}
+    idled = sum(idle.values()) * (time.monotonic() - began)
+    return {
+        "system": system.name,
+        "idle": idle,
+        "whole": whole,
+        "live": live,
+        "start_seconds": (sum(whole.values()) - idled - talked) / len(live),
+        "concealed_seconds": [one["concealed_seconds"] for one in over if one],
+        "fork_ms": fork_ms,
+    }
+
+
+def _used(pids: list[int]) -> dict[int, float]:
+    return {pid: costs.cpu_seconds(pid) for pid in pids}
 
 
 def _difference(after: dict[str, float], before: dict[str, float]) -> dict[str, float]:

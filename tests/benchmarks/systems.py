@@ -84,6 +84,10 @@ class System(ABC):
     def agents(self) -> list[int]:
         """Every process of an agent, warm or live."""
 
+    def warm(self) -> list[int]:
+        """The processes of warm agents, and only of those where the system tells them apart."""
+        return self.agents()
+
     def fork_ms(self) -> dict[int, float]:
         """From the fork to the warm agent, of each one that is warm now, by its process; empty where nobody tells."""
         return {}
@@ -145,6 +149,10 @@ class Greenroom(System):
         kept = json.loads((self.house.run_dir / "kept.json").read_text())
         url = f"redis://:{kept['redis_password']}@127.0.0.1:{kept['ports']['redis']}/0"
         return redis.Redis.from_url(url, decode_responses=True)
+
+    def warm(self) -> list[int]:
+        """As Redis says."""
+        return list(self.fork_ms())
 
     def fork_ms(self) -> dict[int, float]:
         """As the kernel says when, and Redis until when."""

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from contextlib import AsyncExitStack
 from dataclasses import replace
 
 import pytest
@@ -12,10 +13,11 @@ from backend.agent.stages import Stage
 from backend.common import exchange as x
 from backend.common import keys
 from backend.common.contract import Agent, EndReason, Progress
+from backend.orchestrator.house import STARTS_AT_ONCE
 from backend.orchestrator.metrics import LOOK_SECONDS
 from tests.integration.conftest import MakeSettings
 from tests.integration.running_api import RunningApi, host_is_seen, running_api, silent_server
-from tests.valkey_server import Valkey
+from tests.valkey_server import Valkey, free_port
 from tests.waiting import wait_until_async
 
 OPENMETRICS = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.2"
@@ -227,6 +229,8 @@ async def test_with_redis_away_a_scrape_says_so_and_claims_nothing(api: RunningA
         "greenroom_api_request_seconds",
         "greenroom_api_loop_lag_seconds",
         "greenroom_api_room_made_seconds",
+        "greenroom_api_claim_seconds",
+        "greenroom_api_starts_refused",
     }
     assert "process_resident_memory_bytes" in seen.families
 
@@ -291,3 +295,55 @@ async def test_the_buckets_of_a_histogram_add_up(api: RunningApi, valkey: Valkey
     ]
     assert seen.value("wait_seconds_count") == 6
     assert math.isclose(seen.value("wait_seconds_sum"), 70.03)
+
+
+@pytest.mark.parametrize("cause", ["turn", "livekit", "redis", "rate"])
+async def test_every_cause_of_a_refusal_by_the_api_is_there_from_the_start(api: RunningApi, cause: str) -> None:
+    assert (await scrape(api)).value("api_starts_refused_total", cause=cause) == 0
+
+
+async def test_a_start_that_livekit_does_not_answer_is_counted_as_its_refusal(make_settings: MakeSettings) -> None:
+    async with running_api(make_settings(livekit_url=f"ws://127.0.0.1:{free_port()}")) as api:
+        assert (await api.start()).status == 503
+        seen = await scrape(api)
+    assert seen.value("api_starts_refused_total", cause="livekit") == seen.total("api_starts_refused_total") == 1
+
+
+async def test_a_start_without_redis_is_counted_as_its_refusal_and_other_requests_are_not(
+    api: RunningApi, valkey: Valkey
+) -> None:
+    valkey.kill()
+    assert (await api.start()).status == 503
+    assert (await api.get("/orchestrator/session/session_1762018728198_9f2c4e6a8b0d1f35")).status == 503
+    seen = Scraped((await api.get("/metrics")).text)
+    assert seen.value("api_starts_refused_total", cause="redis") == seen.total("api_starts_refused_total") == 1
+    assert seen.value("api_claim_seconds_count") == 0
+
+
+async def test_a_start_whose_turn_does_not_come_is_counted(api: RunningApi) -> None:
+    async with AsyncExitStack() as others:
+        for _ in range(STARTS_AT_ONCE):
+            await others.enter_async_context(api.house.turn())
+        answer = await api.start()
+    assert (answer.status, answer.body["error"]) == (503, "unavailable")
+    seen = await scrape(api)
+    assert seen.value("api_starts_refused_total", cause="turn") == seen.total("api_starts_refused_total") == 1
+
+
+async def test_a_start_above_the_rate_is_counted(make_settings: MakeSettings) -> None:
+    async with running_api(make_settings(api_keys="one", page="on", page_rate_limit="1/hour")) as api:
+        cookie = (await api.get("/")).headers["Set-Cookie"].partition(";")[0]
+        body = {"userName": "Ann"}
+        answers = [await api.post("/orchestrator/session/start", body, Cookie=cookie) for _ in range(2)]
+        assert [answer.status for answer in answers] == [200, 429]
+        seen = await scrape(api, {"Authorization": "Bearer one"})
+    assert seen.value("api_starts_refused_total", cause="rate") == seen.total("api_starts_refused_total") == 1
+
+
+async def test_each_claim_is_timed(api: RunningApi) -> None:
+    await api.agent()
+    await api.started()
+    await api.started()
+    seen = await scrape(api)
+    assert seen.value("api_claim_seconds_count") == seen.value("api_claim_seconds_bucket", le="+Inf") == 2
+    assert 0 < seen.value("api_claim_seconds_sum") < 2

@@ -13,7 +13,7 @@ from aiohttp import web
 from livekit import api as livekit_api
 from livekit import rtc
 
-from backend.orchestrator.errors import UnavailableError
+from backend.orchestrator.errors import LiveKitAwayError
 from backend.orchestrator.house import House
 from backend.orchestrator.rooms import (
     AGAIN_SECONDS,
@@ -121,7 +121,7 @@ async def give_up(rooms: Rooms) -> float:
     try:
         for call in (rooms.create(ROOM), rooms.delete(ROOM), rooms.list_ours(), rooms.ping()):
             before = time.monotonic()
-            with pytest.raises(UnavailableError):
+            with pytest.raises(LiveKitAwayError):
                 await call
             slowest = max(slowest, time.monotonic() - before)
     finally:
@@ -158,7 +158,7 @@ async def test_a_server_that_answers_nonsense_is_given_up(make_settings: MakeSet
         rooms = Rooms(make_settings(livekit_url=url))
         try:
             for call in (rooms.create(ROOM), rooms.list_ours(), rooms.ping()):
-                with pytest.raises(UnavailableError):
+                with pytest.raises(LiveKitAwayError):
                     await call
         finally:
             await rooms.close()
@@ -223,7 +223,7 @@ async def test_a_busy_server_that_stops_making_rooms_is_given_up(make_settings: 
             given_up = await asyncio.gather(*tried, return_exceptions=True)
         finally:
             await rooms.close()
-    assert [type(one) for one in given_up if one] == [UnavailableError] * 4
+    assert [type(one) for one in given_up if one] == [LiveKitAwayError] * 4
     assert time.monotonic() - began < BUSY_SECONDS / 2
 
 
