@@ -18,7 +18,7 @@ import redis
 from backend.common import keys
 from tests.acceptance.house import House
 from tests.fakes.fake_caller import FakeCaller
-from tests.fakes.fake_vendors import FakeVendors
+from tests.fakes.fake_vendors import FakeVendors, ToolCall, Vendor
 from tests.livekit_server import find_binary
 from tests.waiting import wait_until_async
 
@@ -30,7 +30,10 @@ VENDOR_KEYS = {
 }
 PROMPT, OPENING, METADATA = "You guard marked-prompt-0007.", "Welcome, marked opening eight.", "marked-metadata-0009"
 HEARD, SAID, TYPED = "Marked transcript ten", "Marked reply eleven", "marked typing twelve"
-WORDS = ("marked-prompt-0007", "marked opening eight", "Marked transcript ten", "Marked reply eleven", TYPED)
+FAREWELL = "Marked farewell thirteen"
+WORDS = ("marked-prompt-0007", "marked opening eight", HEARD, SAID, TYPED, FAREWELL)
+COMPLAIN = {"pipecat.services.assemblyai.stt", "pipecat.services.openai.base_llm", "pipecat.services.tts_service"}
+"""Where Pipecat quotes what it heard, what the model wanted and what it was to say."""
 MAY_HOLD = {"kept.json", "livekit.yaml", "redis.conf", "valkey.conf"}
 """What the embedded servers need to start again: their secrets, for the owner only."""
 REDIS_DATA = "redis"
@@ -172,15 +175,36 @@ async def call(run: Run) -> str:
     return session_id
 
 
-async def fail(run: Run, vendors: FakeVendors) -> None:
-    """A call whose speech recognition refuses our key."""
-    vendors.fault("stt", "401")
+async def fail(run: Run, vendors: FakeVendors, vendor: Vendor) -> None:
+    """A call in which a vendor refuses our key."""
+    vendors.fault(vendor, "401")
     wish = {"userName": "spy", "openingLine": OPENING, "systemPrompt": PROMPT}
     started = await asyncio.to_thread(run.house.post, "/orchestrator/session/start", wish)
     run.secrets.add(started["token"])
     async with FakeCaller() as caller:
         await caller.join(started["serverUrl"], started["token"])
         await asyncio.wait_for(caller.is_out.wait(), timeout=40)
+    vendors.fault(vendor, "")
+
+
+async def garble(run: Run, vendors: FakeVendors) -> None:
+    """A call in which what was heard, and then the model's farewell, come as JSON that cannot be read."""
+    vendors.fault("stt", "garbled")
+    vendors.fault("llm", "garbled")
+    vendors.replies = [ToolCall("end_call", {"farewell": FAREWELL})]
+    wish = {"userName": "spy", "openingLine": OPENING, "systemPrompt": PROMPT}
+    started = await asyncio.to_thread(run.house.post, "/orchestrator/session/start", wish)
+    run.secrets.add(started["token"])
+    async with FakeCaller() as caller:
+        await caller.join(started["serverUrl"], started["token"])
+        await caller.utterance()
+        asked = len(vendors.seen("llm"))
+        await caller.say("what is the highest building in the world")
+        await caller.type(TYPED)
+        await wait_until_async(lambda: len(vendors.seen("llm")) > asked, timeout=10, what="the model is asked")
+        await caller.utterance(since=time.monotonic())  # the apology
+        await asyncio.to_thread(run.house.post, "/orchestrator/session/end", {"sessionId": started["sessionId"]})
+        await asyncio.wait_for(caller.is_out.wait(), timeout=20)
 
 
 async def test_no_secret_prompt_or_word_is_in_anything_that_a_run_wrote_or_showed(
@@ -188,7 +212,10 @@ async def test_no_secret_prompt_or_word_is_in_anything_that_a_run_wrote_or_showe
 ) -> None:
     run = Run(house)
     session_id = await call(run)
-    await fail(run, vendors)
+    await fail(run, vendors, "stt")
+    await garble(run, vendors)
+    vendors.fault("stt", "")
+    await fail(run, vendors, "tts")
 
     def is_settled() -> bool:
         return "session settled" in house.everything_written()
@@ -200,5 +227,7 @@ async def test_no_secret_prompt_or_word_is_in_anything_that_a_run_wrote_or_showe
     assert {"api.log", "worker.log", "launcher.log", "livekit.log", f"{session_id}.log"} <= names
     assert "web:" in house.everything_written(), "keys are logged by name"
     assert run.leaks() == []
+    places = set(re.findall(r"where=([\w.]+):\d+", house.everything_written()))
+    assert places >= COMPLAIN, "all had reason to"
     (house.run_dir / "logs" / "planted.log").write_text(f"{TYPED} {API_KEY}")
     assert len(run.leaks()) == 2, "what is there is found"
