@@ -5,6 +5,7 @@ import os
 import resource
 import sys
 
+from backend.common.privacy import keep_to_itself
 from backend.common.settings import LauncherSettings
 
 NOT_FOR_AGENTS = ("LIVEKIT_API_SECRET", "API_KEYS", "GREENROOM_API_KEY")
@@ -19,12 +20,6 @@ def drop_secrets() -> None:
     kept = {name: value for name, value in os.environ.items() if name not in NOT_FOR_AGENTS}
     if len(kept) < len(os.environ):  # forgetting them would not do: the kernel shows what a process was started with
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], kept)  # noqa: S606  # ourselves
-
-
-def keep_to_itself() -> None:
-    """Let this process write for its owner only, and leave no core dump: it would hold prompts and tokens."""
-    os.umask(0o077)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def confine(settings: LauncherSettings) -> None:

@@ -101,7 +101,8 @@ def _frames(error: BaseException, seen: set[int]) -> Iterator[str]:
     if before := error.__cause__ or (None if error.__suppress_context__ else error.__context__):
         yield from _frames(before, seen)
         yield "which led to:"
-    yield "".join([*traceback.format_tb(error.__traceback__), type(error).__qualname__])
+    frames = traceback.format_tb(error.__traceback__)
+    yield "".join(["Traceback (most recent call last):\n", *frames, type(error).__qualname__])
     for member in error.exceptions if isinstance(error, BaseExceptionGroup) else ():
         yield "one of its members:"
         yield from _frames(member, seen)

@@ -91,6 +91,7 @@ class Run:
                     self.environments[process.pid] = (folder / "environ").read_bytes()
                 limits = (folder / "limits").read_text()
                 assert re.search(r"^Max core file size +0 +0 ", limits, re.MULTILINE), process.cmdline()
+                assert int((folder / "coredump_filter").read_text(), 16) == 0, process.cmdline()
 
     def note_room_tokens(self, session_id: str) -> None:
         """Learn the agents' own token."""
