@@ -8,8 +8,8 @@ import sys
 from backend.common.privacy import keep_to_itself
 from backend.common.settings import LauncherSettings
 
-NOT_FOR_AGENTS = ("LIVEKIT_API_SECRET", "API_KEYS", "GREENROOM_API_KEY")
-"""Variables that open every room or the API: whoever has them in the environment shows them in /proc to its user."""
+NOT_FOR_AGENTS = ("LIVEKIT_API_SECRET", "API_KEYS", "API_KEYS_FILE", "GREENROOM_API_KEY", "BROKER_URL")
+"""Variables that open every room, the API or Celery's queues: who has them in the environment shows them in /proc."""
 MB = 1024 * 1024
 
 _PR_SET_NAME, _PR_SET_NO_NEW_PRIVS = 15, 38

@@ -38,6 +38,15 @@ MAY_HOLD = {"kept.json", "livekit.yaml", "redis.conf", "valkey.conf"}
 """What the embedded servers need to start again: their secrets, for the owner only."""
 REDIS_DATA = "redis"
 """Its folder under the run directory: state, not a log."""
+COMMANDS = {
+    "launcher": "backend.agent.launcher",
+    "api": "backend.orchestrator.api",
+    "worker": "celery_app worker",
+    "beat": "celery_app beat",
+    "redis": "redis.conf",
+    "livekit": "livekit.yaml",
+}
+"""What shows in a program's command line; an agent shows its launcher's, and is known by its name."""
 TOKEN = re.compile(rb"eyJ[\w-]{6,}\.[\w-]{6,}")
 
 
@@ -78,17 +87,21 @@ class Run:
         self.secrets |= {*VENDOR_KEYS.values(), *WORDS}
         self.shown: list[str] = []
         """Command lines, and answers to what was refused."""
-        self.environments: dict[int, bytes] = {}
-        """Of agents."""
+        self.environments: dict[str, set[bytes]] = {name: set() for name in ("agent", *COMMANDS)}
+        """Of every process of a program."""
 
     def note_processes(self) -> None:
-        """Look at every process of the house: what others on the machine would see, and what agents hold."""
+        """Look at every process of the house: what others on the machine would see, and what each was given."""
         for process in self.house.processes():
             with contextlib.suppress(psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
                 folder = Path("/proc") / str(process.pid)
-                self.shown.append((folder / "cmdline").read_text(errors="replace"))
+                command = (folder / "cmdline").read_text(errors="replace").replace("\0", " ")
+                self.shown.append(command)
+                name = next((name for name, part in COMMANDS.items() if part in command), "")
                 if (folder / "comm").read_text().strip() == "agent":
-                    self.environments[process.pid] = (folder / "environ").read_bytes()
+                    name = "agent"
+                if name:
+                    self.environments[name].add((folder / "environ").read_bytes())
                 limits = (folder / "limits").read_text()
                 assert re.search(r"^Max core file size +0 +0 ", limits, re.MULTILINE), process.cmdline()
                 assert int((folder / "coredump_filter").read_text(), 16) == 0, process.cmdline()
@@ -142,14 +155,19 @@ class Run:
         found += [
             f"shown: {secret} in {text[:200]}" for text in self.shown for secret in self.secrets if secret in text
         ]
-        names = (b"LIVEKIT_API_SECRET=", b"API_KEYS=", b"API_KEYS_FILE=")
-        found += [
-            f"environment: {name!r}" for held in self.environments.values() for name in names if b"\0" + name in held
-        ]
-        barred = self.secrets - {self.redis_password, *VENDOR_KEYS.values()}  # what an agent needs
-        return found + [
-            f"environment: {one}" for held in self.environments.values() for one in barred if one.encode() in held
-        ]
+        return found + list(self._held_in_vain())
+
+    def _held_in_vain(self) -> Iterator[str]:
+        """Every secret in the environment of a program that has no use for it, and what may tell where one is."""
+        vendors, redis_password = set(VENDOR_KEYS.values()), {self.redis_password}
+        needed = {"agent": vendors | redis_password, "launcher": vendors | redis_password}
+        needed |= {name: {self.livekit_secret} | redis_password for name in ("api", "worker", "beat")}
+        needed["api"].add(API_KEY)
+        for program, environments in self.environments.items():
+            barred = {secret.encode() for secret in self.secrets - needed.get(program, set())}
+            barred |= {b"\0API_KEYS_FILE="} if program != "api" else set()
+            for held in environments:
+                yield from (f"environment of {program}: {one!r}" for one in barred if one in held)
 
 
 async def call(run: Run) -> str:
@@ -223,7 +241,7 @@ async def test_no_secret_prompt_or_word_is_in_anything_that_a_run_wrote_or_showe
 
     await wait_until_async(is_settled, timeout=20, what="the session is settled")
     await asyncio.to_thread(run.note_processes)
-    assert run.environments, "agents were seen"
+    assert all(run.environments.values()), "processes of every program were seen"
     names = {path.name for path, _ in run.files()}
     assert {"api.log", "worker.log", "launcher.log", "livekit.log", f"{session_id}.log"} <= names
     assert "web:" in house.everything_written(), "keys are logged by name"

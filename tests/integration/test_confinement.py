@@ -14,6 +14,7 @@ from tests.waiting import wait_until
 
 METHODS = ("fork", "spawn")
 SECRETS = {"LIVEKIT_API_SECRET": "opens-every-room", "API_KEYS": "opens-the-api", "GREENROOM_API_KEY": "opens-it-too"}
+SECRETS |= {"API_KEYS_FILE": "/keys/of-the-api", "BROKER_URL": "redis://:opens-the-queues@celery:6379/1"}
 
 
 def limits(pid: int) -> dict[str, tuple[str, str]]:
