@@ -6,10 +6,12 @@ import logging
 import sys
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from loguru import logger
 
+from backend.agent.session_log import SessionLog
 from backend.common import logs
 from backend.common.settings import CommonSettings
 
@@ -145,6 +147,17 @@ def test_of_a_librarys_line_only_the_place_is_logged_because_it_may_quote_the_ca
     assert "ValueError" in text
     assert "py.warnings" in text
     assert text.count("a library complains") == 3
+
+
+def test_a_full_disk_brings_no_librarys_words_to_light(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    configure("console")
+    (tmp_path / "s1.log").symlink_to("/dev/full")
+    log = SessionLog(CommonSettings.model_validate({"log_dir": tmp_path}))
+    log.begin("s1")
+    exec(f"logger.warning('{PROMPT}')", {"__name__": "pipecat.services.tts_service", "logger": logger})  # noqa: S102
+    log.close()
+    (line,) = said(capsys)
+    assert PROMPT not in line
 
 
 def test_the_program_that_python_m_runs_is_ours(capsys: pytest.CaptureFixture[str]) -> None:
