@@ -248,5 +248,7 @@ async def test_no_secret_prompt_or_word_is_in_anything_that_a_run_wrote_or_showe
     assert run.leaks() == []
     places = set(re.findall(r"where=([\w.]+):\d+", house.everything_written()))
     assert places >= COMPLAIN, "all had reason to"
+    for part in ("AssemblyAiEars", "InworldVoice"):  # what the operator needs to know, without a quote
+        assert re.search(rf"a part complains part={part} category=authentication", house.everything_written())
     (house.run_dir / "logs" / "planted.log").write_text(f"{TYPED} {API_KEY}")
     assert len(run.leaks()) == 2, "what is there is found"
