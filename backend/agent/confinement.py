@@ -5,10 +5,11 @@ import os
 import resource
 import sys
 
+from backend.common.privacy import keep_to_itself
 from backend.common.settings import LauncherSettings
 
-NOT_FOR_AGENTS = ("LIVEKIT_API_SECRET", "API_KEYS", "GREENROOM_API_KEY")
-"""Variables that open every room or the API: whoever has them in the environment shows them in /proc to its user."""
+NOT_FOR_AGENTS = ("LIVEKIT_API_SECRET", "API_KEYS", "API_KEYS_FILE", "GREENROOM_API_KEY", "BROKER_URL")
+"""Variables that open every room, the API or Celery's queues: who has them in the environment shows them in /proc."""
 MB = 1024 * 1024
 
 _PR_SET_NAME, _PR_SET_NO_NEW_PRIVS = 15, 38
@@ -19,12 +20,6 @@ def drop_secrets() -> None:
     kept = {name: value for name, value in os.environ.items() if name not in NOT_FOR_AGENTS}
     if len(kept) < len(os.environ):  # forgetting them would not do: the kernel shows what a process was started with
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], kept)  # noqa: S606  # ourselves
-
-
-def keep_to_itself() -> None:
-    """Let this process write for its owner only, and leave no core dump: it would hold prompts and tokens."""
-    os.umask(0o077)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def confine(settings: LauncherSettings) -> None:

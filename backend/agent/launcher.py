@@ -18,12 +18,14 @@ from secrets import token_hex
 
 from loguru import logger
 
-from backend.agent import confinement, image
+from backend.agent import image
 from backend.agent.agents import Agents
+from backend.agent.confinement import drop_secrets
 from backend.agent.host_record import HostRecord
 from backend.common import logs, renewal
 from backend.common.contract import Ask, Trouble
 from backend.common.launcher_socket import PATH_BYTES, Answer, Server, read_request, refusal
+from backend.common.privacy import keep_to_itself
 from backend.common.settings import LauncherSettings, read
 
 DRAINING_TICK_SECONDS = 0.5
@@ -237,8 +239,8 @@ def take_lock(settings: LauncherSettings) -> tuple[int, bool]:
 
 def run(settings: LauncherSettings, prepare: Callable[[LauncherSettings], image.Starter]) -> None:
     """Be this host's launcher; ``prepare`` loads what agents are started from."""
-    confinement.drop_secrets()
-    confinement.keep_to_itself()
+    drop_secrets()
+    keep_to_itself()
     if renewal.is_check():
         prepare(settings)
         return

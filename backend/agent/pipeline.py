@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from loguru import logger
 from pipecat.audio.turn.smart_turn.base_smart_turn import SmartTurnParams
 from pipecat.audio.turn.smart_turn.local_smart_turn_v3 import LocalSmartTurnAnalyzerV3
 from pipecat.frames.frames import (
@@ -200,6 +201,10 @@ class VoicePipeline:
         self._witness.reactions.reached(Stage.CONNECTED)
 
     async def _on_error(self, _: object, error: ErrorFrame) -> None:
+        # Never its message, which may quote the call: the category tells a refused key from a vendor who is not there.
+        category = error.category.value if error.category else "unknown"
+        kind = type(error.exception).__name__ if error.exception else ""
+        logger.warning("a part complains", part=type(error.processor).__name__, category=category, error=kind)
         # While it starts, no retries: they would be 12 to 24 s of an agent that is deaf or dumb.
         if error.processor and not (error.processor.is_usable and self._is_past_start(error.processor)):
             self._witness.reactions.part_failed(

@@ -56,7 +56,9 @@ class SessionLog:
         self._unsent.append(line)
         if self._file and self._left > 0:
             self._left -= len(line)
-            self._file.write(line + "\n")
+            # A full disk: Redis has the line. Loguru would print the whole record, with what a library said.
+            with contextlib.suppress(OSError):
+                self._file.write(line + "\n")
 
     async def flush(self, client: redis.asyncio.Redis) -> None:
         """Send the new lines to Redis; raises redis.RedisError, and then keeps them for the next time."""
@@ -77,4 +79,5 @@ class SessionLog:
         with contextlib.suppress(ValueError):  # whoever configured the logs anew has removed it
             logger.remove(self._sink)
         if self._file:
-            self._file.close()
+            with contextlib.suppress(OSError):  # as above: some of it may not be written yet
+                self._file.close()

@@ -6,7 +6,6 @@ What nobody gave an address of, Redis or a LiveKit server, is started here too.
 import fcntl
 import math
 import os
-import resource
 import signal
 import sys
 import threading
@@ -14,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from backend.common.privacy import keep_to_itself
 from backend.common.settings import ApiSettings, LauncherSettings, LocalSettings, WorkerSettings, read
 from backend.local import embedded
 from backend.local.follow import followed
@@ -34,9 +34,7 @@ def main() -> None:
     settings = read(LocalSettings)
     if settings.log_format == "json":
         say_as_json()
-    # For every program that is started here: logs, sockets and state are for this user only, and no core dump is left.
-    os.umask(0o077)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    keep_to_itself()  # and with it every program that is started here
     run_dir = settings.run_dir.absolute()
     run_dir.mkdir(parents=True, exist_ok=True)
     run_dir.chmod(0o700)

@@ -17,7 +17,7 @@ REDIS_NAMES = ("valkey-server", "redis-server")
 
 PROGRAM = """\
 [program:{name}]
-command={command}
+command=env {unset} {command}
 priority={priority}
 autorestart=true
 stopwaitsecs={stop_seconds}
@@ -26,6 +26,12 @@ stdout_logfile=%(ENV_RUN_DIR)s/logs/{name}.log
 stdout_logfile_maxbytes=10MB
 stdout_logfile_backups=3
 """
+
+SECRETS = (
+    *("LIVEKIT_API_SECRET", "API_KEYS", "API_KEYS_FILE", "GREENROOM_API_KEY", "REDIS_URL", "BROKER_URL"),
+    *("ASSEMBLY_API_KEY", "GROQ_API_KEY", "INWORLD_API_KEY", "OTEL_EXPORTER_OTLP_HEADERS"),
+)
+"""Variables that an embedded server does not get: it has a configuration of its own."""
 
 REDIS_STOP_SECONDS = 10
 """Time to write what is not on disk yet."""
@@ -142,5 +148,6 @@ def _interface_addresses() -> Iterator[str]:
 def _write_program(run_dir: Path, name: str, command: tuple[Path, ...], *, priority: int, stop_seconds: int) -> None:
     # supervisord splits a command as a shell would, and replaces what begins with a percent sign.
     words = shlex.join(str(word) for word in command).replace("%", "%%")
-    text = PROGRAM.format(name=name, command=words, priority=priority, stop_seconds=stop_seconds)
+    unset = " ".join(f"-u {secret}" for secret in SECRETS)
+    text = PROGRAM.format(name=name, unset=unset, command=words, priority=priority, stop_seconds=stop_seconds)
     write_private(run_dir / "supervisor.d" / f"{name}.conf", text)

@@ -18,7 +18,7 @@ import redis
 from backend.common import keys
 from tests.acceptance.house import House
 from tests.fakes.fake_caller import FakeCaller
-from tests.fakes.fake_vendors import FakeVendors
+from tests.fakes.fake_vendors import FakeVendors, ToolCall, Vendor
 from tests.livekit_server import find_binary
 from tests.waiting import wait_until_async
 
@@ -30,11 +30,23 @@ VENDOR_KEYS = {
 }
 PROMPT, OPENING, METADATA = "You guard marked-prompt-0007.", "Welcome, marked opening eight.", "marked-metadata-0009"
 HEARD, SAID, TYPED = "Marked transcript ten", "Marked reply eleven", "marked typing twelve"
-WORDS = ("marked-prompt-0007", "marked opening eight", "Marked transcript ten", "Marked reply eleven", TYPED)
+FAREWELL = "Marked farewell thirteen"
+WORDS = ("marked-prompt-0007", "marked opening eight", HEARD, SAID, TYPED, FAREWELL)
+COMPLAIN = {"pipecat.services.assemblyai.stt", "pipecat.services.openai.base_llm", "pipecat.services.tts_service"}
+"""Where Pipecat quotes what it heard, what the model wanted and what it was to say."""
 MAY_HOLD = {"kept.json", "livekit.yaml", "redis.conf", "valkey.conf"}
 """What the embedded servers need to start again: their secrets, for the owner only."""
 REDIS_DATA = "redis"
 """Its folder under the run directory: state, not a log."""
+COMMANDS = {
+    "launcher": "backend.agent.launcher",
+    "api": "backend.orchestrator.api",
+    "worker": "celery_app worker",
+    "beat": "celery_app beat",
+    "redis": "redis.conf",
+    "livekit": "livekit.yaml",
+}
+"""What shows in a program's command line; an agent shows its launcher's, and is known by its name."""
 TOKEN = re.compile(rb"eyJ[\w-]{6,}\.[\w-]{6,}")
 
 
@@ -75,19 +87,24 @@ class Run:
         self.secrets |= {*VENDOR_KEYS.values(), *WORDS}
         self.shown: list[str] = []
         """Command lines, and answers to what was refused."""
-        self.environments: dict[int, bytes] = {}
-        """Of agents."""
+        self.environments: dict[str, set[bytes]] = {name: set() for name in ("agent", *COMMANDS)}
+        """Of every process of a program."""
 
     def note_processes(self) -> None:
-        """Look at every process of the house: what others on the machine would see, and what agents hold."""
+        """Look at every process of the house: what others on the machine would see, and what each was given."""
         for process in self.house.processes():
             with contextlib.suppress(psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
                 folder = Path("/proc") / str(process.pid)
-                self.shown.append((folder / "cmdline").read_text(errors="replace"))
+                command = (folder / "cmdline").read_text(errors="replace").replace("\0", " ")
+                self.shown.append(command)
+                name = next((name for name, part in COMMANDS.items() if part in command), "")
                 if (folder / "comm").read_text().strip() == "agent":
-                    self.environments[process.pid] = (folder / "environ").read_bytes()
+                    name = "agent"
+                if name:
+                    self.environments[name].add((folder / "environ").read_bytes())
                 limits = (folder / "limits").read_text()
                 assert re.search(r"^Max core file size +0 +0 ", limits, re.MULTILINE), process.cmdline()
+                assert int((folder / "coredump_filter").read_text(), 16) == 0, process.cmdline()
 
     def note_room_tokens(self, session_id: str) -> None:
         """Learn the agents' own token."""
@@ -138,14 +155,19 @@ class Run:
         found += [
             f"shown: {secret} in {text[:200]}" for text in self.shown for secret in self.secrets if secret in text
         ]
-        names = (b"LIVEKIT_API_SECRET=", b"API_KEYS=", b"API_KEYS_FILE=")
-        found += [
-            f"environment: {name!r}" for held in self.environments.values() for name in names if b"\0" + name in held
-        ]
-        barred = self.secrets - {self.redis_password, *VENDOR_KEYS.values()}  # what an agent needs
-        return found + [
-            f"environment: {one}" for held in self.environments.values() for one in barred if one.encode() in held
-        ]
+        return found + list(self._held_in_vain())
+
+    def _held_in_vain(self) -> Iterator[str]:
+        """Every secret in the environment of a program that has no use for it, and what may tell where one is."""
+        vendors, redis_password = set(VENDOR_KEYS.values()), {self.redis_password}
+        needed = {"agent": vendors | redis_password, "launcher": vendors | redis_password}
+        needed |= {name: {self.livekit_secret} | redis_password for name in ("api", "worker", "beat")}
+        needed["api"].add(API_KEY)
+        for program, environments in self.environments.items():
+            barred = {secret.encode() for secret in self.secrets - needed.get(program, set())}
+            barred |= {b"\0API_KEYS_FILE="} if program != "api" else set()
+            for held in environments:
+                yield from (f"environment of {program}: {one!r}" for one in barred if one in held)
 
 
 async def call(run: Run) -> str:
@@ -172,15 +194,36 @@ async def call(run: Run) -> str:
     return session_id
 
 
-async def fail(run: Run, vendors: FakeVendors) -> None:
-    """A call whose speech recognition refuses our key."""
-    vendors.fault("stt", "401")
+async def fail(run: Run, vendors: FakeVendors, vendor: Vendor) -> None:
+    """A call in which a vendor refuses our key."""
+    vendors.fault(vendor, "401")
     wish = {"userName": "spy", "openingLine": OPENING, "systemPrompt": PROMPT}
     started = await asyncio.to_thread(run.house.post, "/orchestrator/session/start", wish)
     run.secrets.add(started["token"])
     async with FakeCaller() as caller:
         await caller.join(started["serverUrl"], started["token"])
         await asyncio.wait_for(caller.is_out.wait(), timeout=40)
+    vendors.fault(vendor, "")
+
+
+async def garble(run: Run, vendors: FakeVendors) -> None:
+    """A call in which what was heard, and then the model's farewell, come as JSON that cannot be read."""
+    vendors.fault("stt", "garbled")
+    vendors.fault("llm", "garbled")
+    vendors.replies = [ToolCall("end_call", {"farewell": FAREWELL})]
+    wish = {"userName": "spy", "openingLine": OPENING, "systemPrompt": PROMPT}
+    started = await asyncio.to_thread(run.house.post, "/orchestrator/session/start", wish)
+    run.secrets.add(started["token"])
+    async with FakeCaller() as caller:
+        await caller.join(started["serverUrl"], started["token"])
+        await caller.utterance()
+        asked = len(vendors.seen("llm"))
+        await caller.say("what is the highest building in the world")
+        await caller.type(TYPED)
+        await wait_until_async(lambda: len(vendors.seen("llm")) > asked, timeout=10, what="the model is asked")
+        await caller.utterance(since=time.monotonic())  # the apology
+        await asyncio.to_thread(run.house.post, "/orchestrator/session/end", {"sessionId": started["sessionId"]})
+        await asyncio.wait_for(caller.is_out.wait(), timeout=20)
 
 
 async def test_no_secret_prompt_or_word_is_in_anything_that_a_run_wrote_or_showed(
@@ -188,17 +231,24 @@ async def test_no_secret_prompt_or_word_is_in_anything_that_a_run_wrote_or_showe
 ) -> None:
     run = Run(house)
     session_id = await call(run)
-    await fail(run, vendors)
+    await fail(run, vendors, "stt")
+    await garble(run, vendors)
+    vendors.fault("stt", "")
+    await fail(run, vendors, "tts")
 
     def is_settled() -> bool:
         return "session settled" in house.everything_written()
 
     await wait_until_async(is_settled, timeout=20, what="the session is settled")
     await asyncio.to_thread(run.note_processes)
-    assert run.environments, "agents were seen"
+    assert all(run.environments.values()), "processes of every program were seen"
     names = {path.name for path, _ in run.files()}
     assert {"api.log", "worker.log", "launcher.log", "livekit.log", f"{session_id}.log"} <= names
     assert "web:" in house.everything_written(), "keys are logged by name"
     assert run.leaks() == []
+    places = set(re.findall(r"where=([\w.]+):\d+", house.everything_written()))
+    assert places >= COMPLAIN, "all had reason to"
+    for part in ("AssemblyAiEars", "InworldVoice"):  # what the operator needs to know, without a quote
+        assert re.search(rf"a part complains part={part} category=authentication", house.everything_written())
     (house.run_dir / "logs" / "planted.log").write_text(f"{TYPED} {API_KEY}")
     assert len(run.leaks()) == 2, "what is there is found"

@@ -22,8 +22,9 @@ from aiohttp import WSMsgType, web
 from tests.fakes.fake_speech import say
 
 Vendor = Literal["stt", "llm", "tts"]
-Kind = Literal["", "401", "500", "hang", "mute", "half"]
-"""hang: takes the connection and never answers; mute: takes the request and gives no result; half: gives half of it."""
+Kind = Literal["", "401", "500", "hang", "mute", "half", "garbled"]
+"""hang: takes the connection and never answers; mute: takes the request and gives no result; half: gives half of it;
+garbled: gives JSON that is none."""
 
 TRANSCRIPT_SECONDS = 0.1
 CHUNKS_PER_SECOND = 5
@@ -162,7 +163,8 @@ class FakeVendors:
                 await socket.close()
             elif told["type"] == "ForceEndpoint" and self._faults.get("stt") != "mute":
                 await asyncio.sleep(TRANSCRIPT_SECONDS)  # a vendor takes its time
-                await socket.send_json(_turn(next(turns), _next(self.transcripts)))
+                turn = json.dumps(_turn(next(turns), _next(self.transcripts)))
+                await socket.send_str(turn[: -1 if self._faults.get("stt") == "garbled" else None])
         self._sockets["stt"].discard(socket)
         return socket
 
@@ -178,7 +180,7 @@ class FakeVendors:
         if self._faults.get("llm") == "mute":
             await self._is_over.wait()
             return response
-        for chunk in _chunks(body["model"], _next(self.replies)):
+        for chunk in _chunks(body["model"], _next(self.replies), is_garbled=self._faults.get("llm") == "garbled"):
             await response.write(f"data: {json.dumps(chunk)}\n\n".encode())
         await response.write(b"data: [DONE]\n\n")
         return response
@@ -267,7 +269,7 @@ def _turn(order: int, text: str) -> dict[str, Any]:
     }
 
 
-def _chunks(model: str, reply: str | ToolCall) -> list[dict[str, Any]]:
+def _chunks(model: str, reply: str | ToolCall, *, is_garbled: bool) -> list[dict[str, Any]]:
     created = {
         "id": f"chatcmpl-{uuid.uuid4().hex}",
         "object": "chat.completion.chunk",
@@ -276,7 +278,8 @@ def _chunks(model: str, reply: str | ToolCall) -> list[dict[str, Any]]:
     is_said = isinstance(reply, str)
     deltas: list[dict[str, Any]] = [{"role": "assistant", "content": ""}]
     if isinstance(reply, ToolCall):
-        function = {"name": reply.name, "arguments": json.dumps(dict(reply.arguments))}
+        arguments = json.dumps(dict(reply.arguments))
+        function = {"name": reply.name, "arguments": arguments[: -1 if is_garbled else None]}
         deltas.append({"tool_calls": [{"index": 0, "id": "call_1", "type": "function", "function": function}]})
     else:
         deltas += [{"content": f"{word} "} for word in reply.split()]

@@ -14,6 +14,7 @@ from tests.waiting import wait_until
 
 METHODS = ("fork", "spawn")
 SECRETS = {"LIVEKIT_API_SECRET": "opens-every-room", "API_KEYS": "opens-the-api", "GREENROOM_API_KEY": "opens-it-too"}
+SECRETS |= {"API_KEYS_FILE": "/keys/of-the-api", "BROKER_URL": "redis://:opens-the-queues@celery:6379/1"}
 
 
 def limits(pid: int) -> dict[str, tuple[str, str]]:
@@ -40,6 +41,8 @@ def test_an_agent_gets_no_privileges_no_core_dump_and_no_more_than_its_share(lau
     assert share["Max open files"] == ("100", "100")
     assert share["Max address space"] == (str(3_000 * 1024**2),) * 2
     assert limits(launcher.pid)["Max core file size"] == ("0", "0")
+    for pid in (launcher.pid, agent.pid):  # what a collector behind a pipe would get, whatever the limit
+        assert int(Path(f"/proc/{pid}/coredump_filter").read_text(), 16) == 0
     assert stat.S_IMODE((launcher.folder / "a.told").stat().st_mode) == 0o600
 
 

@@ -14,7 +14,7 @@ KNOWN = {"id": "PYSEC-1", "aliases": ["CVE-1"], "fix_versions": ["2.0"], "descri
 
 @pytest.fixture
 def _pip_audit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, answers: dict[str, Any]) -> None:
-    """Put a program in pip-audit's place that knows of one package by what is in ``answers``."""
+    """Put a program in pip-audit's place that knows of a package what is in ``answers``, and breaks off at None."""
     script = tmp_path / "pip_audit.py"
     script.write_text(
         "import json, re, sys\n"
@@ -36,11 +36,12 @@ def _pip_audit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, answers: dict[st
     [
         ({"*": {"vulns": []}}, 0, ""),
         ({"*": {"vulns": []}, "starlette": {"vulns": [KNOWN]}}, 1, "starlette 1: PYSEC-1, mended in 2.0"),
+        ({"*": {"vulns": []}, "starlette": None}, 1, "requirements.lock could not be audited"),
         ({"*": {"skip_reason": "unknown"}}, 0, "not audited"),
         ({"*": {"vulns": []}, "starlette": {"skip_reason": "unknown"}}, 0, "1 packages could not be looked up"),
     ],
 )
-def test_a_known_vulnerability_fails_and_a_lack_of_data_does_not(
+def test_a_known_vulnerability_or_half_an_audit_fails_and_a_lack_of_data_does_not(
     capsys: pytest.CaptureFixture[str], code: int, says: str
 ) -> None:
     assert audit.main() == code

@@ -1,4 +1,4 @@
-"""What no tool checks: lengths of files, settings that are documented, locks that name no registry."""
+"""What no tool checks: lengths of files, settings that are documented, locks without a registry, how Redis is asked."""
 
 import ast
 import re
@@ -15,6 +15,9 @@ ROOT = Path(__file__).parents[2]
 LONGEST_MODULE, LONGEST_TEST, LONGEST_LUA, LONGEST_SHARED_LUA = 300, 400, 60, 150
 
 LOCKS = (*ROOT.glob("requirements*.lock"), ROOT / "backend" / "orchestrator" / "page" / "package-lock.json")
+
+BLOCKING = {"backend/agent/host_record.py"}
+"""The launcher asks and waits: it has no event loop that would stand still meanwhile. Beat has a client of Celery's."""
 
 
 def files(folder: str, suffix: str) -> list[Path]:
@@ -92,3 +95,52 @@ def test_every_make_target_says_what_it_does() -> None:
     targets = set(re.findall(r"^([a-z]+):", text, re.MULTILINE))
     assert targets == set(" ".join(declared).split())
     assert set(re.findall(r"^([a-z]+):.*## \S", text, re.MULTILINE)) == targets
+
+
+def blocks(source: str) -> bool:
+    """Whether it makes a client of Redis that holds an event loop up."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.module in ("redis", "redis.client", "redis.connection"):
+            return True
+        if isinstance(node, ast.Call) and re.match(r"redis\.(?!asyncio\.)", ast.unparse(node.func)):
+            return True
+    return False
+
+
+def searches(source: str) -> bool:
+    """Whether it lets Redis look at all its keys: that takes the longer the more sessions there are, and all wait."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            is_told = bool(node.args or node.keywords)  # a dictionary's keys() is told nothing
+            if node.func.attr in ("scan", "scan_iter") or (node.func.attr == "keys" and is_told):
+                return True
+            if node.func.attr == "execute_command" and re.match(r"'(KEYS|SCAN)\b", ast.unparse(node.args[0]), re.I):
+                return True
+    return False
+
+
+@pytest.mark.parametrize(
+    "source", ["redis.Redis(port=1)", "redis.Redis.from_url(x)", "redis.from_url(x)", "from redis import Redis"]
+)
+def test_a_client_that_blocks_is_found(source: str) -> None:
+    assert blocks(source)
+    assert not blocks("client: redis.Redis = redis.asyncio.Redis.from_url(x)")
+
+
+def test_no_event_loop_waits_for_redis() -> None:
+    found = {str(path.relative_to(ROOT)) for path in files("backend", ".py") if blocks(path.read_text())}
+    assert found == BLOCKING
+
+
+@pytest.mark.parametrize(
+    "source", ["c.keys('session:*')", "c.keys(pattern=p)", "c.scan_iter()", "c.scan(0)", "c.execute_command('keys', p)"]
+)
+def test_a_search_through_all_keys_is_found(source: str) -> None:
+    assert searches(source)
+    assert not searches("{}.keys() | keys.session(one)")
+
+
+def test_nothing_lets_redis_look_at_all_its_keys() -> None:
+    assert not [path for path in files("backend", ".py") if searches(path.read_text())]
+    called = re.compile(r"""call\(\s*['"](KEYS|SCAN)['"]""", re.IGNORECASE)
+    assert not [path for path in files("backend", ".lua") if called.search(path.read_text())]

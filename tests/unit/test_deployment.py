@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 import yaml  # type: ignore[import-untyped]  # it ships none
+from pydantic_settings import BaseSettings
 
-from backend.common.settings import LauncherSettings
+from backend.agent.confinement import NOT_FOR_AGENTS
+from backend.common.settings import PROGRAMS, ApiSettings, LauncherSettings, WorkerSettings
+from backend.local import embedded
 from backend.local.__main__ import LAUNCHER_STOP_SECONDS
 from backend.local.supervision import OTHERS_STOP_SECONDS
 
@@ -55,6 +58,30 @@ def test_supervisord_lets_the_launcher_drain_and_stops_it_first(programs: config
     assert all(int(other["priority"]) < int(launcher["priority"]) for other in others)
     assert sum(int(other["stopwaitsecs"]) for other in others) <= OTHERS_STOP_SECONDS
     assert LAUNCHER_STOP_SECONDS > 4  # SIGTERM, 2 s, SIGKILL, and 2 s for the last reports
+
+
+def secrets(program: type[BaseSettings]) -> set[str]:
+    """Its variables that hold a secret, say where one is, or may: an address of Redis has its password."""
+    fields = program.model_fields.values()
+    held = {str(field.validation_alias) for field in fields if "SecretStr" in str(field.annotation)}
+    held |= {"API_KEYS_FILE", "REDIS_URL", "BROKER_URL"}
+    return held & {str(field.validation_alias) for field in fields}
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [("api", ApiSettings), ("worker", WorkerSettings), ("beat", WorkerSettings), ("launcher", LauncherSettings)],
+)
+def test_a_program_gets_no_secret_that_it_does_not_read(
+    programs: configparser.RawConfigParser, name: str, settings: type[BaseSettings]
+) -> None:
+    taken = set(re.findall(r"-u (\w+)", programs[f"program:{name}"]["command"]))
+    assert taken == set().union(*map(secrets, PROGRAMS)) - secrets(settings)
+    assert name != "launcher" or taken == set(NOT_FOR_AGENTS)  # of one that was started otherwise
+
+
+def test_an_embedded_server_gets_no_secret_at_all() -> None:
+    assert set(embedded.SECRETS) == set().union(*map(secrets, PROGRAMS))
 
 
 def test_nobody_who_stops_the_house_is_less_patient_than_the_launcher(unit: str) -> None:
