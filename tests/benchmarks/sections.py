@@ -6,6 +6,7 @@ Every row is a plain dictionary that names its system; times are in milliseconds
 import asyncio
 import os
 import random
+import statistics
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -197,7 +198,8 @@ async def _cost_of_calls(bench: Bench, system: System, idle: dict[str, float]) -
     fork_ms = [took for pid, took in system.fork_ms().items() if pid not in known]
     for call in placed:
         bench.callers.hang_up(call)
-    talked = sum(live) * (time.monotonic() - heard_at)
+    # An agent that went meanwhile had a successor, which cost the same.
+    talked = statistics.mean(live) * len(pids) * (time.monotonic() - heard_at)
     over = [await call.over for call in placed]
     await system.settle()
     whole = _difference(system.cpu_by_program(), before)
@@ -207,7 +209,8 @@ async def _cost_of_calls(bench: Bench, system: System, idle: dict[str, float]) -
         "idle": idle,
         "whole": whole,
         "live": live,
-        "start_seconds": (sum(whole.values()) - idled - talked) / len(live),
+        "gone": len(pids) - len(live),
+        "start_seconds": (sum(whole.values()) - idled - talked) / len(pids),
         "concealed_seconds": [one["concealed_seconds"] for one in over if one],
         "fork_ms": fork_ms,
     }
