@@ -1,9 +1,11 @@
 """The launcher with real forks, real signals and a real Valkey: what it is told, and what becomes of its agents."""
 
+import contextlib
 import os
 import signal
 import stat
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -145,8 +147,9 @@ def test_an_agent_inherits_nothing_of_the_launchers(launch: Launch, method: str)
         launcher.spawn(agent_id, "tell", SENT)
     told, other = launcher.told("a"), launcher.told("b")
     launchers = {file.path for file in psutil.Process(launcher.pid).open_files()}
-    folder = f"/proc/{launcher.pid}/fd"
-    launchers |= {os.readlink(f"{folder}/{name}") for name in os.listdir(folder) if int(name) > 2}
+    for path in Path(f"/proc/{launcher.pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed since it was listed
+            launchers |= {os.readlink(path)} if int(path.name) > 2 else set()
     own = [target for target in told["descriptors"] if target not in launchers or "anon_inode" in target]
     assert sorted(told["descriptors"]) == sorted(own)
     assert len(own) == 3  # its event loop: a selector and a pair of sockets
