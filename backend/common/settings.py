@@ -159,10 +159,10 @@ class OrchestratorSettings(CommonSettings):
         "LIVEKIT_API_SECRET", "LiveKit API secret; LiveKit wants 32 characters or more"
     )
     broker_url: RedisUrl | None = variable("BROKER_URL", "Celery's Redis; unset: the next database of REDIS_URL", None)
-    deployment_id: str = variable(
+    deployment_id: str | None = variable(
         "DEPLOYMENT_ID",
-        "marks our rooms on a LiveKit server that others use too",
-        "greenroom",
+        "marks our rooms on a LiveKit server that others use too; unset: a mark that follows from REDIS_URL",
+        None,
         min_length=1,
         max_length=64,
     )

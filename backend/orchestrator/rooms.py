@@ -1,6 +1,7 @@
 """LiveKit: tokens, and rooms made and deleted by us. Every call has a timeout and a bounded retry."""
 
 import asyncio
+import hmac
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -46,10 +47,12 @@ AGENT_TOKEN_SLACK = timedelta(minutes=15)
 
 @dataclass(frozen=True, kw_only=True)
 class RoomInfo:
-    """One room of this deployment."""
+    """One room of the LiveKit server."""
 
     name: str
     created_at_seconds: int
+    is_ours: bool
+    """Whether this deployment made it."""
 
 
 class _Patience:
@@ -81,7 +84,7 @@ class Rooms:
         self._key = settings.livekit_api_key
         self._secret = settings.livekit_api_secret.get_secret_value()
         self._longest = timedelta(milliseconds=settings.session_timeout_ms)
-        self._metadata = json.dumps({"greenroom": settings.deployment_id})
+        self._metadata = json.dumps({"greenroom": settings.deployment_id or _mark(settings)})
         self.on_made: Callable[[float], None] = lambda _seconds: None
         """Is told how long each room took."""
         self._service = api.LiveKitAPI(settings.livekit_url, self._key, self._secret)
@@ -149,9 +152,18 @@ class Rooms:
 
         Raises: LiveKitAwayError when LiveKit does not answer in time.
         """
+        return [room for room in await self.list_all() if room.is_ours]
+
+    async def list_all(self) -> list[RoomInfo]:
+        """Every room of the LiveKit server.
+
+        Raises: LiveKitAwayError when LiveKit does not answer in time.
+        """
         reply = await self._ask(lambda: self._service.room.list_rooms(api.ListRoomsRequest()))
-        ours = [room for room in reply.rooms if room.metadata == self._metadata]
-        return [RoomInfo(name=room.name, created_at_seconds=room.creation_time) for room in ours]
+        return [
+            RoomInfo(name=room.name, created_at_seconds=room.creation_time, is_ours=room.metadata == self._metadata)
+            for room in reply.rooms
+        ]
 
     async def ping(self) -> None:
         """Return when LiveKit answers and accepts our key.
@@ -210,6 +222,12 @@ async def _sooner_of_two(call: Callable[[], Awaitable[Reply]]) -> Reply:
     finally:
         for task in asked:
             task.cancel()
+
+
+def _mark(settings: OrchestratorSettings) -> str:
+    """Tell deployments apart that share a LiveKit server: each has a Redis of its own. Callers can read the mark."""
+    secret, url = settings.livekit_api_secret.get_secret_value(), settings.redis_url
+    return hmac.new(secret.encode(), str(url).encode(), "sha256").hexdigest()[:16]
 
 
 def _grants(session_id: str, *, can_update_own_metadata: bool = False) -> api.VideoGrants:

@@ -21,12 +21,13 @@ async def reconcile(house: House) -> int:
     """
     if await house.store.is_resting(house.limits.lease):
         return 0  # a Redis that forgot learns of its sessions from their agents first
-    rooms = await house.rooms.list_ours()
+    rooms = await house.rooms.list_all()
     open_sessions = await house.store.open_sessions()
     # Settle deletes the rooms of goodbyes; warm agents wait in theirs.
     kept = open_sessions.keys() | set(await house.store.unsettled(ALL)) | await house.store.warm_rooms()
     before = time.time() - YOUNG_SECONDS
-    orphans = [room.name for room in rooms if room.created_at_seconds < before and room.name not in kept]
+    ours = [room for room in rooms if room.is_ours]
+    orphans = [room.name for room in ours if room.created_at_seconds < before and room.name not in kept]
     present = {room.name for room in rooms}
     lost = [name for name, at_ms in open_sessions.items() if at_ms / 1000 < before and name not in present]
     for session_id in orphans:

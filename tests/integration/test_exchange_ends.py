@@ -141,6 +141,8 @@ def test_an_end_that_only_the_launcher_reports_is_billed_to_its_moment_or_to_the
     end = desk.do(x.end_session("s", EndReason.CLIENT_END))
     assert end
     assert end.billed_ms == billed_ms
+    assert end.started_at_ms
+    assert end.ended_at_ms >= end.started_at_ms
 
 
 def test_a_clock_that_runs_ahead_bills_nothing_of_the_future(desk: Desk) -> None:
@@ -173,6 +175,7 @@ def test_what_is_said_after_the_end_or_by_a_stale_agent_is_not_kept(desk: Desk) 
     desk.do(x.agent_exited(agent, exit_code=-9))
     successor, _ = desk.agent("b")
     assert not desk.do(x.record_turn(agent, work, "I am not dead", most=3, most_bytes=100))
+    assert not desk.do(x.record_turn(agent, replace(work, generation=2), "nor stale", most=3, most_bytes=100))
     assert not desk.do(x.record_turn(successor, work, "nor am I the first", most=3, most_bytes=100))
     desk.end()
     assert not desk.do(x.record_turn(successor, replace(work, generation=2), "goodbye", most=3, most_bytes=100))

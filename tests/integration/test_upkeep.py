@@ -10,6 +10,7 @@ from backend.orchestrator import upkeep
 from backend.orchestrator.broker import make_app
 from backend.orchestrator.errors import UnavailableError
 from backend.orchestrator.house import House, open_house
+from backend.orchestrator.rooms import Rooms
 from tests.integration.conftest import MakeSettings
 from tests.integration.running_api import host_is_seen
 from tests.livekit_server import LiveKitServer
@@ -68,6 +69,26 @@ async def test_what_is_younger_than_a_minute_is_left_alone(house: House, valkey:
     assert await upkeep.reconcile(house) == 0
     assert await room_names(house) == {ORPHAN}
     assert state(valkey, LOST) == "waiting"
+
+
+@pytest.mark.usefixtures("_everything_is_old", "_sweeps_have_come")
+async def test_deployments_that_share_a_livekit_server_leave_each_others_rooms_alone(
+    make_settings: MakeSettings, house: House, valkey: Valkey
+) -> None:
+    """A laptop with the LiveKit project of production must not end its calls, whatever nobody set."""
+    laptop = Rooms(make_settings(deployment_id=None))
+    production = Rooms(make_settings(deployment_id=None, redis_url="redis://elsewhere:6379/0"))
+    try:
+        await production.create(OPEN)
+        assert OPEN not in {room.name for room in await laptop.list_ours()}
+        assert OPEN in {room.name for room in await production.list_ours()}
+        await arrives(house, OPEN)
+        await upkeep.reconcile(house)
+        assert state(valkey, OPEN) == "waiting", "its room is there, whoever's mark it bears"
+    finally:
+        await production.delete(OPEN)
+        for rooms in (laptop, production):
+            await rooms.close()
 
 
 @pytest.mark.usefixtures("_everything_is_old", "_sweeps_have_come")
