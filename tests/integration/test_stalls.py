@@ -211,7 +211,7 @@ def test_the_api_is_watched(valkey: Valkey, livekit: LiveKitServer, tmp_path: Pa
     ended_at = time.monotonic()
     _, log = api.communicate(timeout=10)
     assert time.monotonic() - ended_at < 5
-    assert "grind_the_beans" in lines_of(log)[0]["stack"]
+    assert any("grind_the_beans" in line["stack"] for line in lines_of(log))  # a busy machine stalls its imports too
 
 
 def is_served(url: str) -> bool:
