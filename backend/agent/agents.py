@@ -17,7 +17,8 @@ from backend.common.contract import Agent, AgentState, EndReason
 from backend.common.settings import LauncherSettings
 
 LOOK_SECONDS = 2.0
-SERVED = (AgentState.WARM, AgentState.CLAIMED, AgentState.BUSY, AgentState.STOPPING)
+IN_CALL = (AgentState.CLAIMED, AgentState.BUSY)
+SERVED = (AgentState.WARM, *IN_CALL, AgentState.STOPPING)
 """Whoever was seen in one of these has arrived."""
 EARLY = "ended before it was ready"
 REMEMBERED = 1_000
@@ -229,12 +230,12 @@ class Agents:
 
     def _is_steady(self, agent_id: str) -> bool:
         is_old = time.time() - self._living[agent_id].spawned_at >= STEADY_SECONDS
-        return is_old or self._records[agent_id].state in (AgentState.CLAIMED, AgentState.BUSY)
+        return is_old or self._records[agent_id].state in IN_CALL
 
     def _has_session(self, agent_id: str) -> bool:
         """Whether it had one: in Redis when that was last asked, or by the session's deadline."""
         record = self._records.get(agent_id)
-        if record is not None and record.state in (AgentState.CLAIMED, AgentState.BUSY, AgentState.STOPPING):
+        if record is not None and record.state in (*IN_CALL, AgentState.STOPPING):
             return True
         states = process.read_states(self._settings)
         return any(state.agent_id == agent_id and state.deadline is not None for state in states)

@@ -228,6 +228,11 @@ class Reserved:
     agents: tuple[Agent, ...]
     """Without a nonce: no process has these ids yet."""
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether a refill a moment later may reserve more."""
+        return bool(self.missing and self.starting)
+
 
 REMEMBERED = (
     "user_id",

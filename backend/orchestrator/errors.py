@@ -85,6 +85,9 @@ class RedisAwayError(UnavailableError):
 
     refused_by = "redis"
 
+    def __init__(self) -> None:
+        super().__init__("Redis does not answer: try again in a few seconds", retry_after_seconds=5)
+
 
 class LiveKitAwayError(UnavailableError):
     """Raised when LiveKit does not answer, or refuses us."""

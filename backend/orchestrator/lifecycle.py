@@ -136,7 +136,7 @@ async def _arrive(house: House, start: Start) -> Arrival:
             not_after_ms = await house.store.now_ms() + int(ARRIVAL_SECONDS * 1000) - ARRIVAL_MARGIN_MS
             arrival = await house.claim(session_arrives(replace(start, not_after_ms=not_after_ms)))
     except TimeoutError:
-        raise RedisAwayError("Redis does not answer: try again in a few seconds", retry_after_seconds=5) from None
+        raise RedisAwayError from None
     if arrival.outcome is Outcome.CONFLICT:
         raise KeyReusedError("This Idempotency-Key was used with another body: draw a new key for a new session")
     if arrival.outcome is Outcome.REFUSED:

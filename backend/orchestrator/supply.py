@@ -58,13 +58,11 @@ async def refill_while_missing(house: House) -> None:
 
     One at a time in the fleet, and only while something starts: who waits here keeps a worker's process from its work.
     """
-    reserved = await _refill(house)
-    if not (reserved.missing and reserved.starting) or not await house.store.refills_alone(GOES_ON_MS):
+    if not (await _refill(house)).goes_on or not await house.store.refills_alone(GOES_ON_MS):
         return
     for _ in range(PASSES):
         await asyncio.sleep(house.limits.refill_look / 1000)
-        reserved = await _refill(house)
-        if not (reserved.missing and reserved.starting):
+        if not (await _refill(house)).goes_on:
             return
 
 

@@ -46,7 +46,7 @@ def add_error_answers(app: FastAPI) -> None:
     async def redis_is_away(request: Request, error: Exception) -> Response:
         logger.warning("Redis does not answer", error=type(error).__name__)
         request.scope["refused_by"] = RedisAwayError.refused_by
-        return answer_to(RedisAwayError("Redis does not answer: try again in a few seconds", retry_after_seconds=5))
+        return answer_to(RedisAwayError())
 
     async def invalid(_: Request, error: Exception) -> Response:
         problems = error.errors() if isinstance(error, RequestValidationError) else []

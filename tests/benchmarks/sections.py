@@ -199,7 +199,7 @@ async def _cost_of_calls(bench: Bench, system: System, idle: dict[str, float]) -
     for call in placed:
         bench.callers.hang_up(call)
     # An agent that went meanwhile had a successor, which cost the same.
-    talked = (statistics.mean(live) if live else 0.0) * len(pids) * (time.monotonic() - heard_at)
+    talked = statistics.mean(live) * len(pids) * (time.monotonic() - heard_at)
     over = [await call.over for call in placed]
     await system.settle()
     whole = _difference(system.cpu_by_program(), before)
