@@ -5,12 +5,14 @@ import gc
 import os
 import sys
 from collections.abc import Generator, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import redis
 
 from tests import leaks
+from tests.alone import on_the_machine
 from tests.valkey_server import Valkey
 
 TIMEOUT_SECONDS = 20
@@ -20,6 +22,7 @@ HANG_SECONDS = 400
 ACCEPTANCE = Path(__file__).parent / "acceptance"
 MARKERS = (
     "acceptance: the whole product; every test in tests/acceptance has it",
+    "alone: fills both cores by itself; the other workers pause meanwhile",
     "keeps_descriptors_closed: fails when the test leaves a descriptor open in this process",
 )
 
@@ -41,14 +44,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.timeout(ACCEPTANCE_TIMEOUT_SECONDS if is_acceptance else TIMEOUT_SECONDS))
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol() -> Generator[None, object, object]:
-    """End the run, with every stack, when a test hangs where its own timeout does not reach: in a task's exception."""
-    faulthandler.dump_traceback_later(HANG_SECONDS, exit=True, file=sys.__stderr__ or sys.stderr)
-    try:
-        return (yield)
-    finally:
-        faulthandler.cancel_dump_traceback_later()
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Let what is ``alone`` be alone, before its time begins to run.
+
+    The run ends, with every stack, when a test hangs where its own timeout does not reach: in a task's exception.
+    """
+    alone = item.get_closest_marker("alone") is not None
+    has_others = hasattr(item.config, "workerinput")
+    with on_the_machine(item.config.rootpath / ".run", alone=alone) if has_others else nullcontext():
+        faulthandler.dump_traceback_later(HANG_SECONDS, exit=True, file=sys.__stderr__ or sys.stderr)
+        try:
+            return (yield)
+        finally:
+            faulthandler.cancel_dump_traceback_later()
 
 
 @pytest.hookimpl(wrapper=True)

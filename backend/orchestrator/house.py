@@ -2,8 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -15,16 +14,11 @@ from backend.common.exchange import Call, Exchange
 from backend.common.limits import Limits
 from backend.common.settings import ApiSettings, OrchestratorSettings
 from backend.orchestrator.commands import Commands
-from backend.orchestrator.errors import TooManyStartsError
 from backend.orchestrator.rooms import Rooms
 from backend.orchestrator.store import Store
+from backend.orchestrator.turns import Turns
 
 Reply = TypeVar("Reply")
-
-STARTS_AT_ONCE = 16
-"""Each start's second for Redis begins when it is its turn: of a burst all would be late by each other's work."""
-TURN_SECONDS = 1.5
-"""With Redis' second less than the 3 s in which a start is answered while Redis is away."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,20 +37,7 @@ class House:
     on_claimed: Callable[[float], None] = lambda _seconds: None
     """Is told how long Redis took to answer each start."""
     _background: set["asyncio.Future[None]"] = field(default_factory=set)
-    _starts: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(STARTS_AT_ONCE))
-
-    @asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
-        """Admit so many starts at a time, first come, first served. Raises: TooManyStartsError"""
-        try:
-            async with asyncio.timeout(TURN_SECONDS):
-                await self._starts.acquire()
-        except TimeoutError:
-            raise TooManyStartsError("Too many starts at once: try again soon", retry_after_seconds=5) from None
-        try:
-            yield
-        finally:
-            self._starts.release()
+    turns: Turns = field(default_factory=Turns)
 
     async def run(self, call: Call[Reply]) -> Reply:
         """Make one call of the exchange. Raises: redis.RedisError"""

@@ -67,7 +67,7 @@ async def start_session(
 
     Raises: InvalidRequestError, KeyReusedError, FullError, UnavailableError
     """
-    async with house.turn():
+    async with house.turns.one():
         start = await _plan(house, client, request, key)
         trace.stage("admission")
         arrival = await _arrive(house, replace(start, record={**start.record, **trace.carried()}))

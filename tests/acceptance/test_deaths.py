@@ -117,6 +117,7 @@ async def back_at(talk: Talk, died_at: float) -> float:
     return next(heard.began for heard in talk.caller.ear.utterances if heard.began > died_at)
 
 
+@pytest.mark.alone
 async def test_whatever_an_agent_dies_of_another_one_goes_on_with_the_call(wrecked: House) -> None:
     talks = {death: await a_talk(wrecked) for death in (*SIGNALS, *WRECKS)}
     deadlines = {death: deadline(wrecked, talk.session["agentId"]) for death, talk in talks.items()}
@@ -163,6 +164,7 @@ async def test_a_frozen_agent_that_comes_back_after_its_successor_is_not_heard_a
     await talk.caller.leave()
 
 
+@pytest.mark.alone
 async def test_calls_go_on_while_the_launcher_worker_and_beat_are_killed_and_redis_is_frozen(wrecked: House) -> None:
     pids = programs(wrecked)
     talk = await a_talk(wrecked)
@@ -189,6 +191,7 @@ async def test_calls_go_on_while_the_launcher_worker_and_beat_are_killed_and_red
         await one.caller.leave()
 
 
+@pytest.mark.alone
 async def test_an_agent_is_gone_by_its_deadline_when_every_program_is_dead() -> None:
     """Also those whose loops are blocked, before or in the goodbye: what ends them needs no launcher and no Redis."""
     find_binary()

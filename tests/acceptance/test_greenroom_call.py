@@ -11,6 +11,8 @@ import wave
 from array import array
 from pathlib import Path
 
+import pytest
+
 from tests.acceptance.house import ROOT, House
 from tests.fakes.fake_speech import say
 from tests.running_command import a_command, run_command
@@ -98,9 +100,10 @@ async def test_an_agent_that_says_goodbye_ends_the_call_in_good_order(house: Hou
     assert "ended: goodbye (agent)" in ran.output
 
 
+@pytest.mark.alone
 async def test_a_burst_beyond_the_pool_is_served_and_summed_up(house: House) -> None:
     await wait_until_async(lambda: asyncio.to_thread(house.is_warm), timeout=30)
-    ran = await run_command("call", "--url", house.url, "--json", "--count", "5", "--burst", "4")
+    ran = await run_command("call", "--url", house.url, "--json", "--count", "5", "--burst", "4", "--patience", "30")
     *calls, summary = ran.documents
     assert ran.code == 0, ran
     assert [call["outcome"] for call in calls] == ["ok"] * 5

@@ -31,6 +31,7 @@ def house_on(livekit: LiveKitServer, **variables: str) -> House:
     return House(AGENT_BOT="tone", MAX_BOTS=str(BURST + 2), **given, **variables)
 
 
+@pytest.mark.alone
 async def test_a_burst_beyond_the_pool_is_served_as_agents_come(livekit: LiveKitServer) -> None:
     house = house_on(livekit)
     try:

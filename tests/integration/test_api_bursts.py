@@ -3,6 +3,8 @@
 import asyncio
 import itertools
 
+import pytest
+
 from backend.common import exchange as x
 from backend.common import keys
 from backend.common.contract import Agent, Assignment
@@ -10,6 +12,7 @@ from tests.integration.conftest import MakeSettings
 from tests.integration.running_api import HOST, Answer, RunningApi, host_is_seen, running_api
 from tests.valkey_server import Valkey
 
+pytestmark = pytest.mark.alone
 CAPACITY, WARM = 50, 3
 
 

@@ -13,8 +13,8 @@ from backend.agent.stages import Stage
 from backend.common import exchange as x
 from backend.common import keys
 from backend.common.contract import Agent, EndReason, Progress
-from backend.orchestrator.house import STARTS_AT_ONCE
 from backend.orchestrator.metrics import LOOK_SECONDS
+from backend.orchestrator.turns import STARTS_AT_ONCE
 from tests.integration.conftest import MakeSettings
 from tests.integration.running_api import RunningApi, host_is_seen, running_api, silent_server
 from tests.valkey_server import Valkey, free_port
@@ -323,7 +323,7 @@ async def test_a_start_without_redis_is_counted_as_its_refusal_and_other_request
 async def test_a_start_whose_turn_does_not_come_is_counted(api: RunningApi) -> None:
     async with AsyncExitStack() as others:
         for _ in range(STARTS_AT_ONCE):
-            await others.enter_async_context(api.house.turn())
+            await others.enter_async_context(api.house.turns.one())
         answer = await api.start()
     assert (answer.status, answer.body["error"]) == (503, "unavailable")
     seen = await scrape(api)
