@@ -3,8 +3,8 @@
     python -m tests.benchmarks.load [--bot tone] [--step 4] [--seconds 10] [--most 60]
 
 Each step adds callers, who stay. A step holds when its callers heard the agent within two seconds, none was lost, no
-agent missed a heartbeat, nobody heard gaps, and the API was quick; the run goes on until one of these fails, and says
-which. Prints a table in Markdown. Callers share the machine's cores with all that serves them.
+agent missed a heartbeat, nobody heard gaps in the tone, and the API was quick; the run goes on until one fails,
+and says which. Prints a table in Markdown. Callers share the machine's cores with all that serves them.
 """
 
 import argparse
@@ -45,7 +45,8 @@ class Step:
     """Those who came in this step."""
     latest_beat: float = 0.0
     seconds: float = 0.0
-    gaps: int = 0
+    gaps: int | None = None
+    """None of a bot that pauses by itself."""
     cpu: dict[str, float] = field(default_factory=dict)
     """Percent of a core, by program."""
 
@@ -58,13 +59,15 @@ class Step:
             "first sound, p95": (_p95(found, "firstSound"), SLOW_MS, "{:.0f} ms"),
             "API's answer, p95": (_p95(found, "answered"), SLOW_ANSWER_MS, "{:.0f} ms"),
             "oldest heartbeat": (self.latest_beat, MISSED_SECONDS, "{:.1f} s"),
-            "gaps per minute of a call": (self.gaps_per_minute, GAPS_PER_MINUTE, "{:.1f}"),
+            "gaps per minute of a call": (self.gaps_per_minute or 0, GAPS_PER_MINUTE, "{:.1f}"),
         }
         return {what: text.format(value) for what, (value, limit, text) in checks.items() if value > limit}
 
     @property
-    def gaps_per_minute(self) -> float:
+    def gaps_per_minute(self) -> float | None:
         """Of 60 ms and more, in one call."""
+        if self.gaps is None:
+            return None
         return self.gaps * 60 / (self.seconds * self.callers) if self.seconds else 0.0
 
     async def cells(self) -> list[str]:
@@ -78,7 +81,8 @@ class Step:
         ]
         programs = ", ".join(f"{name} {used:.0f}" for name, used in sorted(self.cpu.items(), key=lambda item: -item[1]))
         beat = f"{self.latest_beat:.1f}"
-        return [str(self.callers), str(lost), *figures, beat, f"{self.gaps_per_minute:.1f}", programs]
+        gaps = "-" if self.gaps_per_minute is None else f"{self.gaps_per_minute:.1f}"
+        return [str(self.callers), str(lost), *figures, beat, gaps, programs]
 
 
 HEAD = (
@@ -96,11 +100,12 @@ HEAD = (
 class Load:
     """One ramp."""
 
-    def __init__(self, system: Greenroom, callers: Callers, livekit_pid: int) -> None:
+    def __init__(self, system: Greenroom, callers: Callers, livekit_pid: int, *, is_steady: bool) -> None:
         self._system, self._callers = system, callers
         self._pids = system.roots() | {"livekit": livekit_pid, "callers": callers.pid}
         self._redis = system.redis()
         self._calls: list[Placed] = []
+        self._is_steady = is_steady
 
     async def climb(self, *, step: int, seconds: float, most: int) -> list[Step]:
         """Add ``step`` callers every so many seconds until something gives."""
@@ -129,7 +134,8 @@ class Load:
         await asyncio.gather(*(call.heard for call in step.calls))
         await self._look(step, began + seconds - time.monotonic())
         step.seconds = time.monotonic() - began
-        step.gaps = sum(len(call.gaps) for call in self._calls) - gaps
+        if self._is_steady:
+            step.gaps = sum(len(call.gaps) for call in self._calls) - gaps
         step.cpu = {name: (used - before[name]) / step.seconds * 100 for name, used in self._cpu().items()}
         return step
 
@@ -172,7 +178,7 @@ def running(bot: str, most: int) -> Iterator[tuple[Greenroom, LiveKitServer]]:
 async def measure(system: Greenroom, livekit: LiveKitServer, options: argparse.Namespace) -> list[Step]:
     """Climb, and print the table."""
     async with Callers() as callers:
-        load = Load(system, callers, livekit.pid)
+        load = Load(system, callers, livekit.pid, is_steady=options.bot == "tone")
         done = await load.climb(step=options.step, seconds=options.seconds, most=options.most)
         print("\n".join(table(HEAD, [await step.cells() for step in done])))  # noqa: T201  # its face
         print(f"\n{await done[-1].failures() or 'nothing gave'}")  # noqa: T201
