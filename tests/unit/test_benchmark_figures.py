@@ -95,12 +95,13 @@ def test_the_page_has_the_markers() -> None:
     assert page.count(figures.PART.begin) == page.count(figures.PART.end) == 1
 
 
-def test_a_claims_target_is_held_against_the_worst_size_and_a_sweeps_against_the_one_with_all_to_do() -> None:
+def test_a_claims_target_is_held_against_the_worst_size_and_a_sweeps_against_each() -> None:
     seen = [("claims alone", 4.7), ("whole lives", 43.0), ("claims alone", 4.1), ("whole lives", 53.0)]
     measured = [claims.Measured(what=what, figure=figure, row=[]) for what, figure in seen]
     swept = [claims.Measured(what=what, figure=figure, row=[]) for what, figure in (("nothing", 0.004), ("all", 1.35))]
     assert [row[2:] for row in claims.targets(1000, measured, swept)] == [
         ["4.7 ms", "yes"],
         ["53 ms", "**no**"],
+        ["0.004 s", "yes"],
         ["1.35 s", "**no**"],
     ]
