@@ -225,19 +225,15 @@ async def end_by_client(house: House, client: Client, session_id: str) -> End:
 
 async def sweep(house: House) -> int:
     """Act on every deadline that has passed; returns how many. Any number of sweeps may run."""
-    lost: list[Agent] = []
-    handled = await asyncio.gather(_sweep_on(house, lost), _sweep_on(house, lost))  # Redis works while one reads
+    handled, lost = 0, list[Agent]()
+    while True:
+        swept = await house.run(expire_leases(most=SWEEP_STEP))
+        handled += swept.handled
+        lost += swept.kill
+        if swept.handled < SWEEP_STEP:
+            break
     # After all callers got another agent or their place in the line: launchers find out by themselves too.
     await _kill(house, lost)
-    return sum(handled)
-
-
-async def _sweep_on(house: House, lost: list[Agent]) -> int:
-    handled, step = 0, SWEEP_STEP
-    while step == SWEEP_STEP:
-        swept = await house.run(expire_leases(most=SWEEP_STEP))
-        handled, step = handled + swept.handled, swept.handled
-        lost += swept.kill
     return handled
 
 

@@ -320,7 +320,8 @@ async def test_a_start_without_redis_is_counted_as_its_refusal_and_other_request
     assert seen.value("api_claim_seconds_count") == 0
 
 
-async def test_a_start_whose_turn_does_not_come_is_counted(api: RunningApi) -> None:
+async def test_a_start_whose_turn_does_not_come_is_counted(api: RunningApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("backend.orchestrator.turns.TURN_SECONDS", 0.1)
     async with AsyncExitStack() as others:
         for _ in range(STARTS_AT_ONCE):
             await others.enter_async_context(api.house.turns.one())
